@@ -1,0 +1,63 @@
+"""Noise levels into a network: sinusoids, an MLP, and scale-shift-gate modulation (DiT, Peebles & Xie 2023).
+
+Wan's economy: one projection from the level's embedding to six vectors serves the whole model, and each block adds a
+learned table of its own.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def level_features(level: Float[Tensor, "*b"], width: int, fastest: float = 1000.0) -> Float[Tensor, "*b w"]:
+    """Cosines and sines of a noise level in [0, 1], with frequencies from ``fastest`` down to ``fastest / 10000``."""
+    half = width // 2
+    frequencies = fastest * torch.exp(
+        -math.log(10_000) * torch.arange(half, device=level.device, dtype=torch.float32) / half
+    )
+    angle = level.float().unsqueeze(-1) * frequencies
+    return torch.cat((angle.cos(), angle.sin()), -1)
+
+
+class LevelEmbedding(nn.Module):
+    """A noise level as one vector and as the ``vectors`` modulation vectors that every block starts from."""
+
+    def __init__(self, width: int, features: int = 256, vectors: int = 6):
+        super().__init__()
+        self.features = features
+        self.vectors = vectors
+        self.mlp = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
+        self.projection = nn.Sequential(nn.SiLU(), nn.Linear(width, vectors * width))
+        for layer in (self.mlp[0], self.mlp[2]):
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+        nn.init.zeros_(self.projection[1].weight)
+        nn.init.zeros_(self.projection[1].bias)
+
+    def forward(self, level: Float[Tensor, "b n"]) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b n v d"]]:
+        embedded = self.mlp(level_features(level, self.features).to(self.mlp[0].weight.dtype))
+        return embedded, self.projection(embedded).unflatten(-1, (self.vectors, -1))
+
+
+class ModulationTable(nn.Module):
+    """A block's own offset to the modulation vectors; in a block of six: shift, scale, gate, twice.
+
+    Shifts and scales begin at 0 and gates at ``gate``, so that a fresh block is a plain pre-norm block.
+    """
+
+    def __init__(self, width: int, vectors: int = 6, gate: float = 1.0):
+        super().__init__()
+        start = torch.zeros(vectors, width)
+        start[2::3] = gate
+        self.table = nn.Parameter(start)
+
+    def forward(self, signal: Float[Tensor, "b n v d"]) -> tuple[Tensor, ...]:
+        return (signal + self.table).unbind(-2)
+
+
+def modulate(x: Float[Tensor, "b n d"], shift: Tensor, scale: Tensor) -> Float[Tensor, "b n d"]:
+    return torch.addcmul(shift, x, 1 + scale)

@@ -1,0 +1,110 @@
+"""What flows through the house: token streams on one clock.
+
+Shape letters: b batch, n tokens of a stream, c channels of a token, d model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor
+
+TEXT = "text"  # the one modality that is read but never generated
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The tokens of one modality.
+
+    Attributes:
+        tokens: ``b n c`` values, or ``b n`` integer ids (text before its encoder).
+        positions: ``b n 3`` or ``1 n 3``: seconds at the token's centre, then row and column in patches.
+        valid: ``b n``, False for padding and for a modality that a sample lacks; None where every token is real.
+    """
+
+    tokens: Shaped[Tensor, "b n *c"]
+    positions: Float[Tensor, "_ n 3"]
+    valid: Bool[Tensor, "b n"] | None = None
+
+    def __len__(self) -> int:
+        return self.tokens.shape[1]
+
+    def with_tokens(self, tokens: Tensor) -> Stream:
+        """The same places with other values."""
+        return replace(self, tokens=tokens)
+
+    def rows(self, select: Tensor | slice) -> Stream:
+        """Some samples of the batch."""
+        positions = self.positions if self.positions.shape[0] == 1 else self.positions[select]
+        return Stream(self.tokens[select], positions, None if self.valid is None else self.valid[select])
+
+    def to(self, device: torch.device | str) -> Stream:
+        valid = None if self.valid is None else self.valid.to(device)
+        return Stream(self.tokens.to(device), self.positions.to(device), valid)
+
+
+@dataclass(frozen=True)
+class ModalitySpec:
+    """What a model must know of a generated modality before it sees data.
+
+    Attributes:
+        channels: values per token.
+        tokens: tokens of a full-length clip (for costs; a batch may hold fewer).
+        seconds: time between neighbouring tokens in time.
+        grid: rows and columns of tokens per time step; (1, 1) for audio.
+    """
+
+    channels: int
+    tokens: int
+    seconds: float
+    grid: tuple[int, int] = (1, 1)
+
+
+@dataclass(frozen=True)
+class TextSpec:
+    """Text as a model meets it: ids of a ``vocabulary``-word tokenizer, or features of a frozen encoder (vocabulary 0)."""
+
+    length: int
+    vocabulary: int = 0
+    features: int = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clean clips as tokens.
+
+    Attributes:
+        streams: one per generated modality.
+        text: captions as a stream of ids or features.
+        index: ``b``, each clip's number within its split: the key of everything drawn for it.
+        extra: what a world knows besides (events, say); never shown to a model.
+    """
+
+    streams: Mapping[str, Stream]
+    text: Stream
+    index: Tensor
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(
+            {name: stream.to(device) for name, stream in self.streams.items()},
+            self.text.to(device),
+            self.index.to(device),
+            {name: value.to(device) for name, value in self.extra.items()},
+        )
+
+
+def time_positions(
+    tokens: int, seconds: float, grid: tuple[int, int] = (1, 1), device: torch.device | str = "cpu"
+) -> Float[Tensor, "1 n 3"]:
+    """Positions of a regular stream: the token of time step i is centred at ``(i + 1/2) * seconds``."""
+    steps = tokens // (grid[0] * grid[1])
+    t = (torch.arange(steps, dtype=torch.float64) + 0.5) * seconds
+    t, y, x = torch.meshgrid(t, torch.arange(grid[0]).double(), torch.arange(grid[1]).double(), indexing="ij")
+    return torch.stack((t, y, x), -1).reshape(1, tokens, 3).float().to(device)

@@ -73,6 +73,14 @@ class TextSpec:
 
 
 @dataclass(frozen=True)
+class Interface:
+    """What a model reads and writes: the generated modalities and the text."""
+
+    modalities: Mapping[str, ModalitySpec]
+    text: TextSpec
+
+
+@dataclass(frozen=True)
 class Batch:
     """Clean clips as tokens.
 

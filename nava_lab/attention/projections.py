@@ -6,6 +6,7 @@ Shape letters: b batch, n tokens, d width, h heads, g key-value heads, e channel
 from __future__ import annotations
 
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -47,10 +48,9 @@ class SelfProjection(nn.Module):
         self.counts = (heads, kv_heads, kv_heads)
         self.head_dim = head_dim
         self.qkv = nn.Linear(width, sum(self.counts) * head_dim, bias=bias)
-        rows = 0
-        for count in self.counts:  # each of q, k, v initialised as the matrix that it is
-            nn.init.xavier_uniform_(self.qkv.weight[rows : rows + count * head_dim])
-            rows += count * head_dim
+        with torch.no_grad():  # each of q, k, v initialised as the matrix that it is
+            for part in self.qkv.weight.split([count * head_dim for count in self.counts]):
+                nn.init.xavier_uniform_(part)
         if bias:
             nn.init.zeros_(self.qkv.bias)
         self.q_norm = QKNorm(qk_norm, heads, head_dim)

@@ -1,0 +1,175 @@
+"""What a block is told, what it is given, and how its parameters are split between modalities.
+
+Shape letters: b batch, n tokens, d width, v modulation vectors, h heads, e channels of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from nava_lab.attention import Mask, Tokens, attend
+from nava_lab.layers.rotary import Clock, Table
+from nava_lab.streams import Stream
+
+SHARED = "shared"
+EXCHANGE = "exchange"
+CONDITIONING = "conditioning"
+EMBEDDERS = "embedders"
+HEADS = "heads"
+
+Hidden = Mapping[str, Tensor]  # modality -> "b n d"
+
+
+@dataclass(frozen=True)
+class Dims:
+    """Sizes a block is built for; every mapping counts through the modalities of its sequence.
+
+    Attributes:
+        widths: model width.
+        heads: attention heads; a head has ``widths // heads`` channels.
+        hidden: feed-forward width.
+    """
+
+    widths: Mapping[str, int]
+    heads: Mapping[str, int]
+    hidden: Mapping[str, int]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.widths)
+
+    def head_dim(self, name: str) -> int:
+        return self.widths[name] // self.heads[name]
+
+    def only(self, names: Sequence[str]) -> Dims:
+        """The sizes of some of the modalities."""
+        return Dims(*({name: part[name] for name in names} for part in (self.widths, self.heads, self.hidden)))
+
+    def same(self, names: Sequence[str]) -> bool:
+        """Whether these modalities could share weights."""
+        return len({(self.widths[name], self.heads[name], self.hidden[name]) for name in names}) == 1
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a forward pass computes once and every block reads.
+
+    Attributes:
+        streams: where the tokens of each modality are, and the text's under ``text``.
+        modulation: ``b 1|n v d`` per modality; empty where the variant has no time input.
+        text: text features per modality, in that modality's width; empty without cross-attention.
+        mask: the rule between tokens, padding included.
+        clock: seconds to angles.
+        backend: the attention backend's name.
+    """
+
+    streams: Mapping[str, Stream]
+    modulation: Mapping[str, Tensor]
+    text: Mapping[str, Tensor]
+    mask: Mask
+    clock: Clock
+    backend: str = "sdpa"
+    _memo: dict = field(default_factory=dict, repr=False, compare=False)
+
+    def visible(self, queries: tuple[str, ...], keys: tuple[str, ...]) -> Tensor | None:
+        """The mask between two rows of modalities, ``b q k`` or None; computed once per forward."""
+        key = ("mask", queries, keys)
+        if key not in self._memo:
+            names = tuple(self.streams)
+            rows, columns = (Tokens.of(self.streams, order, names) for order in (queries, keys))
+            self._memo[key] = self.mask.dense(rows, columns)
+        return self._memo[key]
+
+    def rotary(self, order: tuple[str, ...], head_dim: int, time_only: bool = False) -> Table:
+        """Rotary tables of a row of modalities; computed once per forward."""
+        key = ("rotary", order, head_dim, time_only)
+        if key not in self._memo:
+            positions = [self.streams[name].positions for name in order]
+            batch = max(part.shape[0] for part in positions)
+            joined = torch.cat([part.expand(batch, -1, -1) for part in positions], 1)
+            self._memo[key] = self.clock.table(joined, head_dim, time_only)
+        return self._memo[key]
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        return attend(query, key, value, mask, self.backend)
+
+
+class BlockConfig(Protocol):
+    """A frozen dataclass of a block's choices that can build it."""
+
+    def build(self, dims: Dims) -> nn.Module:
+        """A module ``forward(x: Hidden, given: Given) -> dict[str, Tensor]``."""
+        ...
+
+
+class PerModality(nn.Module):
+    """One module per modality, or one that all of them share.
+
+    Args:
+        names: the modalities served.
+        split: whether each has its own.
+        make: builds the module of one modality.
+    """
+
+    def __init__(self, names: Sequence[str], split: bool, make: Callable[[str], nn.Module]):
+        super().__init__()
+        self.split = split
+        self.parts = nn.ModuleDict({name: make(name) for name in names} if split else {SHARED: make(names[0])})
+        for name, part in self.parts.items():
+            if name != SHARED:
+                part.owner = name  # read by nava_lab.budget
+
+    def __getitem__(self, name: str) -> nn.Module:
+        return self.parts[name if self.split else SHARED]
+
+    def over(self, x: Tensor, spans: Spans, call: Callable[[nn.Module, Tensor], Tensor]) -> Tensor:
+        """Apply to a packed row ``b n d``: at once where shared, else modality by modality."""
+        if not self.split:
+            return call(self.parts[SHARED], x)
+        return torch.cat([call(self.parts[name], x[:, part]) for name, part in spans], 1)
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Where each modality lies in a packed row of tokens."""
+
+    lengths: Mapping[str, int]
+
+    @staticmethod
+    def of(x: Hidden) -> Spans:
+        return Spans({name: part.shape[1] for name, part in x.items()})
+
+    def __iter__(self) -> Iterator[tuple[str, slice]]:
+        start = 0
+        for name, length in self.lengths.items():
+            yield name, slice(start, start + length)
+            start += length
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        return tuple(self.lengths)
+
+    def pack(self, x: Hidden) -> Tensor:
+        return torch.cat([x[name] for name in self.lengths], 1) if len(self.lengths) > 1 else x[self.order[0]]
+
+    def unpack(self, x: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self.lengths, x.split(list(self.lengths.values()), 1), strict=True))
+
+
+def tag(module: nn.Module, group: str, owner: str | None = None) -> nn.Module:
+    """Put a module's parameters into a budget group, and say whose tokens they act on (None: all)."""
+    module.budget_group = group  # type: ignore[assignment]
+    if owner is not None:
+        module.owner = owner  # type: ignore[assignment]
+    return module
+
+
+def choose(value: str, field_name: str, allowed: Sequence[str]) -> None:
+    """Refuse a value that is not one of ``allowed``."""
+    if value not in allowed:
+        raise ValueError(f"{field_name}={value} is not one of {', '.join(allowed)}")

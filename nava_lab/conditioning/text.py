@@ -1,0 +1,80 @@
+"""Captions as streams: a word tokenizer for the worlds' grammar, and the encoder a model trains with it.
+
+Shape letters: b batch, l words, w text width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nava_lab.streams import Stream, TextSpec
+
+PAD, NULL = 0, 1  # ids every vocabulary begins with
+
+
+class WordTokenizer:
+    """Words of a fixed vocabulary to ids; an unknown word is an error, for a grammar has none."""
+
+    def __init__(self, words: Sequence[str], length: int):
+        self.words = ("<pad>", "<null>", *dict.fromkeys(words))
+        self.ids = {word: number for number, word in enumerate(self.words)}
+        self.length = length
+
+    @property
+    def spec(self) -> TextSpec:
+        return TextSpec(self.length, len(self.words))
+
+    def __call__(self, captions: Sequence[str]) -> Stream:
+        """Captions of different lengths as one padded stream; an empty caption becomes the null word."""
+        rows = []
+        for caption in captions:
+            words = caption.split()
+            unknown = [word for word in words if word not in self.ids]
+            if unknown:
+                raise ValueError(f"caption '{caption}': the vocabulary has no word {', '.join(map(repr, unknown))}")
+            if len(words) > self.length:
+                raise ValueError(f"caption '{caption}' has {len(words)} words; the tokenizer takes {self.length}")
+            row = [self.ids[word] for word in words] or [NULL]
+            rows.append(row + [PAD] * (self.length - len(row)))
+        return text_stream(torch.tensor(rows))
+
+
+def text_stream(ids: Tensor) -> Stream:
+    """Ids ``b l`` as a stream. Where text joins a sequence it stands before time: word i at -(i + 1) seconds."""
+    places = -(torch.arange(ids.shape[1], device=ids.device, dtype=torch.float32) + 1)
+    positions = torch.stack((places, torch.zeros_like(places), torch.zeros_like(places)), -1).unsqueeze(0)
+    return Stream(ids, positions, ids != PAD)
+
+
+def without_text(text: Stream, samples: Tensor) -> Stream:
+    """The stream with the caption of the chosen samples (``b``, bool) replaced by the null word."""
+    if text.tokens.is_floating_point():
+        raise TypeError("dropping text needs word ids; a frozen encoder's features carry their own empty caption")
+    null = torch.full_like(text.tokens, PAD)
+    null[:, 0] = NULL
+    ids = torch.where(samples.unsqueeze(-1), null, text.tokens)
+    return Stream(ids, text.positions, ids != PAD)
+
+
+class TextEncoder(nn.Module):
+    """Word ids (embedded, with learned places) or a frozen encoder's features, through Wan's two-layer MLP, to a width."""
+
+    def __init__(self, spec: TextSpec, width: int):
+        super().__init__()
+        inner = width if spec.vocabulary else spec.features
+        if spec.vocabulary:
+            self.words = nn.Embedding(spec.vocabulary, inner)
+            self.places = nn.Parameter(torch.empty(spec.length, inner))
+            nn.init.normal_(self.words.weight, std=0.5)
+            nn.init.normal_(self.places, std=0.1)
+        self.embedded = bool(spec.vocabulary)
+        self.mlp = nn.Sequential(nn.Linear(inner, width), nn.GELU(approximate="tanh"), nn.Linear(width, width))
+
+    def forward(self, text: Stream) -> Float[Tensor, "b l w"]:
+        if not self.embedded:
+            return self.mlp(text.tokens)
+        return self.mlp(self.words(text.tokens) + self.places[: len(text)])

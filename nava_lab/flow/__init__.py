@@ -1,0 +1,1 @@
+"""Rectified flow: path, noise-level laws, objective, solvers. Blind to architecture and to data."""

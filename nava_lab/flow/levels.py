@@ -1,0 +1,77 @@
+"""Laws of the noise level in training: how often each t in [0, 1] is practised.
+
+A law turns uniform numbers into levels, so that whoever draws the uniforms (per sample, per modality) decides the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from nava_lab.registry import level_laws
+
+
+def shifted(t: Tensor, shift: float) -> Tensor:
+    """``s t / (1 + (s - 1) t)``: more noise for s > 1 (Esser et al. 2024, section 5.3.2). To be applied once."""
+    return shift * t / (1 + (shift - 1) * t)
+
+
+@dataclass(frozen=True)
+class LevelLaw:
+    """Base of the laws; ``quantile`` maps a uniform number to a level."""
+
+    name: ClassVar[str] = ""
+    shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.shift <= 0:
+            raise ValueError(f"flow.levels.shift={self.shift} must be positive")
+
+    def __call__(self, uniform: Tensor) -> Tensor:
+        return shifted(self.quantile(uniform), self.shift)
+
+    def quantile(self, uniform: Tensor) -> Tensor:
+        raise TypeError(f"{type(self).__name__} has no quantile function")
+
+
+@level_laws.register("logit_normal")
+@dataclass(frozen=True)
+class LogitNormal(LevelLaw):
+    """sigmoid(mean + std * normal): most practice at middle levels (Esser et al. 2024, section 3.1).
+
+    Attributes:
+        mean: 0 centres at one half; above 0 practises noisier levels.
+        std: spread.
+        shift: level shift, applied once after the law.
+    """
+
+    mean: float = 0.0
+    std: float = 1.0
+    shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.std <= 0:
+            raise ValueError(f"flow.levels.std={self.std} must be positive")
+
+    def quantile(self, uniform: Tensor) -> Tensor:
+        normal = torch.special.ndtri(uniform.double().clamp(1e-9, 1 - 1e-9))
+        return torch.sigmoid(self.mean + self.std * normal).to(uniform.dtype)
+
+
+@level_laws.register("uniform")
+@dataclass(frozen=True)
+class Uniform(LevelLaw):
+    """Every level equally often.
+
+    Attributes:
+        shift: level shift, applied once after the law (NAVA: 5).
+    """
+
+    shift: float = 1.0
+
+    def quantile(self, uniform: Tensor) -> Tensor:
+        return uniform

@@ -1,0 +1,57 @@
+"""The straight path between data and noise, and what a network's output means on it.
+
+With clean tokens x0 and noise eps, at level t in [0, 1]: ``x_t = (1 - t) x0 + t eps`` and the velocity is
+``v = eps - x0`` (Liu et al. 2022, rectified flow; Lipman et al. 2022). Levels broadcast over tokens and channels.
+
+Shape letters: b batch, n tokens, c channels.
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+PREDICTIONS = ("velocity", "x0")
+LEAST_LEVEL = 0.05
+
+
+def broadcast(level: Float[Tensor, "b *n"], like: Float[Tensor, "b n c"]) -> Float[Tensor, "b _ 1"]:
+    """A level per sample ``b`` or per token ``b n``, shaped to multiply tokens."""
+    level = level.to(like.dtype)
+    return level.view(-1, 1, 1) if level.ndim == 1 else level.unsqueeze(-1)
+
+
+def interpolate(x0: Tensor, eps: Tensor, level: Tensor) -> Tensor:
+    """The point at ``level`` on the path from ``x0`` to ``eps``."""
+    t = broadcast(level, x0)
+    return (1 - t) * x0 + t * eps
+
+
+def velocity(x0: Tensor, eps: Tensor) -> Tensor:
+    return eps - x0
+
+
+def x0_from_velocity(x: Tensor, v: Tensor, level: Tensor) -> Tensor:
+    return x - broadcast(level, x) * v
+
+
+def eps_from_velocity(x: Tensor, v: Tensor, level: Tensor) -> Tensor:
+    return x + (1 - broadcast(level, x)) * v
+
+
+def velocity_from_x0(x: Tensor, x0: Tensor, level: Tensor, least: float = LEAST_LEVEL) -> Tensor:
+    """Velocity from a prediction of the clean tokens; the division is held at ``least`` near level 0."""
+    return (x - x0) / broadcast(level, x).clamp(min=least)
+
+
+def as_velocity(output: Tensor, x: Tensor, level: Tensor, prediction: str) -> Tensor:
+    """A network's output as a velocity.
+
+    ``x0`` lets the network predict clean data and turns that into a velocity, on which the loss is taken (Li & He 2025,
+    arXiv 2511.13720): data lie on few dimensions, noise on all, and a narrow network cannot carry the noise through.
+    """
+    if prediction == "velocity":
+        return output
+    if prediction == "x0":
+        return velocity_from_x0(x, output, level)
+    raise ValueError(f"flow.prediction={prediction} is not one of {', '.join(PREDICTIONS)}")

@@ -1,0 +1,1 @@
+"""From a variant's stages to a denoiser. The only floor that assembles blocks."""

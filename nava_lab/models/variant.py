@@ -1,0 +1,90 @@
+"""The sentence in which a variant describes itself: stages of blocks, and what surrounds them.
+
+A variant is a frozen dataclass in ``variants/`` that answers with its stages. It has no forward pass and is never named
+outside its own file: the denoiser, the budget solver and the command line read only what stands here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from nava_lab.blocks.base import BlockConfig, choose
+from nava_lab.layers.rotary import Clock
+
+TEXT_PLACES = ("cross", "sequence")
+LEVEL_INPUTS = ("shared", "per_modality", "none")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """``layers`` equal blocks in a row."""
+
+    block: BlockConfig
+    layers: int
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        if self.layers < 0:
+            raise ValueError(f"a stage cannot have {self.layers} layers")
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a budget decides.
+
+    Attributes:
+        width: the model width, of the widest modality where they differ.
+        hidden: its feed-forward width.
+    """
+
+    width: int
+    hidden: int
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What every variant has; subclasses add their own fields and answer ``stages``.
+
+    Attributes:
+        depth: layers in all.
+        heads: attention heads; 0 chooses the count that makes a head nearest to 32 channels (64 from width 512, 128 from
+            2048).
+        ratio: the feed-forward ratio that the budget solver aims for before it fits the rest.
+        clock: seconds to rotary angles.
+    """
+
+    depth: int = 6
+    heads: int = 0
+    ratio: float = 3.0
+    clock: Clock = field(default_factory=Clock)
+
+    # What a subclass may answer differently; not fields, for they are what makes a family.
+    text_place = "cross"  # "cross": read from outside; "sequence": its tokens join the row
+    level_input = "shared"  # one noise-level embedding for all, one "per_modality", or "none"
+
+    def __post_init__(self) -> None:
+        if self.depth < 1:
+            raise ValueError(f"depth={self.depth}: a variant needs at least one layer")
+        choose(self.text_place, "text_place", TEXT_PLACES)
+        choose(self.level_input, "level_input", LEVEL_INPUTS)
+
+    def stages(self) -> Sequence[Stage]:
+        raise TypeError(f"{type(self).__name__} does not say its stages")
+
+    def widths(self, width: int, modalities: Sequence[str]) -> Mapping[str, int]:
+        """Each modality's model width; equal unless a variant answers otherwise."""
+        return dict.fromkeys(modalities, width)
+
+    def heads_for(self, width: int) -> int:
+        """The number of heads at a width, always with an even number of channels each."""
+        if self.heads:
+            return self.heads
+        target = 32 if width < 512 else 64 if width < 2048 else 128
+        counts = [count for count in range(1, width // 2 + 1) if width % (2 * count) == 0]
+        return min(counts, key=lambda count: (abs(width / count - target), count))
+
+
+def legal_width_step(width: int) -> int:
+    """Widths come in multiples of this, so that every size divides into heads (and matrix tiles, where that matters)."""
+    return 8 if width < 256 else 32 if width < 512 else 64 if width < 2048 else 128

@@ -1,0 +1,1 @@
+"""Worlds: audio-video data whose events are known, one registered class per file."""

@@ -1,0 +1,122 @@
+"""What a world answers.
+
+A world is a pure function of (version, split, index): asked for any indices of a split, on any device and in any order,
+it renders the same clips, their captions and their events.
+
+Shape letters: b batch, n tokens, c channels, k events (padded), t frames.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from nava_lab.rng import stable_seed
+from nava_lab.streams import Batch, Interface
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Events:
+    """Onsets of one modality, padded to the most of any clip.
+
+    Attributes:
+        seconds: ``b k`` onset times.
+        kind: ``b k`` which object or timbre.
+        amplitude: ``b k``.
+        real: ``b k``, False for padding.
+    """
+
+    seconds: Float[Tensor, "b k"]
+    kind: Int[Tensor, "b k"]
+    amplitude: Float[Tensor, "b k"]
+    real: Bool[Tensor, "b k"]
+
+    def onsets(self, row: int) -> np.ndarray:
+        """One clip's onsets in seconds, in order of time."""
+        return np.sort(self.seconds[row][self.real[row]].cpu().numpy().astype(np.float64))
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Something to watch and hear.
+
+    Attributes:
+        frames: ``t h w 3`` uint8.
+        frame_rate: frames per second.
+        sound: mono samples in [-1, 1].
+        sample_rate: samples per second.
+    """
+
+    frames: np.ndarray
+    frame_rate: float
+    sound: np.ndarray
+    sample_rate: int
+
+
+@dataclass(frozen=True)
+class World:
+    """Base of all worlds: its fields are knobs, and each knob changes the data.
+
+    Class attributes:
+        version: changes whenever the generator's output does.
+        metrics: registered metrics that this world's models are scored by.
+        SHORTCUTS: further config keys by which a field may be set, such as ``{"clips.path": "path"}``.
+    """
+
+    name: ClassVar[str] = ""
+    version: ClassVar[str] = ""
+    metrics: ClassVar[tuple[str, ...]] = ()
+    headline: ClassVar[str] = ""
+    SHORTCUTS: ClassVar[Mapping[str, str]] = {}
+
+    def interface(self) -> Interface:
+        """Shapes, rates and vocabulary."""
+        raise TypeError(f"{type(self).__name__} does not say its interface")
+
+    def batch(self, split: str, index: Int[Tensor, " b"]) -> Batch:
+        """The clips of these indices, rendered on ``index``'s device."""
+        raise TypeError(f"{type(self).__name__} does not render")
+
+    def prepare(self) -> None:
+        """Whatever must happen before the first batch; raises what is wrong with the config or the files."""
+
+    def data_version(self) -> str:
+        """What identifies the data besides the config."""
+        return self.version
+
+    def events(self, streams: Mapping[str, Tensor]) -> dict[str, Events]:
+        """Events decoded from token values, per modality; empty for a world that has none."""
+        return {}
+
+    def clip(self, streams: Mapping[str, Tensor], row: int) -> Clip | None:
+        """One sample of a batch of token values as picture and sound; None for a world that shows nothing."""
+        return None
+
+    def seed(self, split: str, purpose: str) -> int:
+        if split not in SPLITS:
+            raise ValueError(f"split '{split}' is not one of {', '.join(SPLITS)}")
+        return stable_seed(self.version, split, purpose)
+
+
+def positive(world: World, *names: str) -> None:
+    """Refuse a world whose named fields are not positive numbers."""
+    for name in names:
+        if not getattr(world, name) > 0:
+            raise ValueError(f"world.{name}={getattr(world, name)} must be positive")
+
+
+def whole(world: World, product: float, what: str) -> int:
+    """``product`` as the whole number that it must be."""
+    if abs(product - round(product)) > 1e-6 or round(product) < 1:
+        fields = ", ".join(f"{field.name}={getattr(world, field.name)}" for field in dataclasses.fields(world))
+        raise ValueError(f"{what} must be a whole number of at least 1, not {product:g} ({fields})")
+    return round(product)

@@ -1,0 +1,1 @@
+"""Exact metrics and the protocol that feeds them. Scores are computed on tensors, never on encoded previews."""

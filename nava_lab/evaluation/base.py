@@ -1,0 +1,83 @@
+"""What a metric answers, so that the protocol can feed any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from nava_lab.evaluation.score import Score
+from nava_lab.streams import Batch
+from nava_lab.worlds.base import Events, World
+
+MOST = 32  # events per clip that a metric keeps, so that processes with different clips can be concatenated
+
+
+class WorldMetric(Metric):
+    """Base of all metrics: list states keyed by clip, so that pairs survive and processes add up to one.
+
+    Subclasses name their states with ``keep`` and receive either samples or losses:
+
+    - ``needs = "samples"``: ``update_samples(batch, events)`` with the events decoded from generated clips;
+    - ``needs = "losses"``: ``update_losses(batch, losses, levels)`` with each clip's velocity errors.
+
+    Call ``update(**row)`` only through these. ``compute`` returns scores by name.
+    """
+
+    name: ClassVar[str] = ""
+    needs: ClassVar[str] = ""
+    higher_is_better_by_score: ClassVar[Mapping[str, bool]] = {}
+    full_state_update = False
+
+    def __init__(self, world: World):
+        super().__init__()
+        self.world = world
+        self.kept: tuple[str, ...] = ()
+
+    def keep(self, *names: str) -> None:
+        """Declare list states; ``index`` comes with them."""
+        self.kept = ("index", *names)
+        for name in self.kept:
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(self, **rows: Tensor) -> None:
+        """Append one row per clip to every state."""
+        for name in self.kept:
+            getattr(self, name).append(rows[name])
+
+    def update_samples(self, batch: Batch, events: Mapping[str, Events]) -> None:
+        raise TypeError(f"{type(self).__name__} takes no samples")
+
+    def update_losses(self, batch: Batch, losses: Mapping[str, Tensor], levels: Mapping[str, Tensor]) -> None:
+        raise TypeError(f"{type(self).__name__} takes no losses")
+
+    def rows(self) -> dict[str, np.ndarray]:
+        """Every state as one array, in order of clip and each clip once (distributed samplers repeat some)."""
+        joined: dict[str, np.ndarray] = {}
+        for name in self.kept:
+            value: Any = getattr(self, name)
+            joined[name] = (torch.cat(value) if isinstance(value, list) else value).cpu().numpy()
+        _, first = np.unique(joined["index"], return_index=True)
+        return {name: value[first] for name, value in joined.items()}
+
+    def compute(self) -> dict[str, Score]:
+        raise TypeError(f"{type(self).__name__} computes nothing")
+
+    def per_clip(self) -> dict[str, np.ndarray]:
+        """One value per clip for each thing worth pairing across runs, with ``index``."""
+        return {}
+
+
+def padded(events: Events) -> Tensor:
+    """Onsets as ``b MOST``, NaN where there is none."""
+    onsets = events.seconds.double().masked_fill(~events.real, float("nan"))
+    onsets = onsets.sort(-1).values[:, :MOST]  # NaN sorts last
+    return torch.nn.functional.pad(onsets, (0, MOST - onsets.shape[1]), value=float("nan"))
+
+
+def unpadded(rows: np.ndarray) -> list[np.ndarray]:
+    return [row[~np.isnan(row)] for row in rows]

@@ -1,0 +1,78 @@
+"""Metrics of denoising itself: ``loss`` on any world, ``use`` where the best possible loss is known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nava_lab.evaluation.base import WorldMetric
+from nava_lab.evaluation.score import Score, mean_score, ratio_score
+from nava_lab.registry import metrics
+from nava_lab.streams import Batch
+
+
+@metrics.register("loss")
+class Loss(WorldMetric):
+    """Velocity error on test clips, per element.
+
+    Scores: ``loss`` (mean over modalities) and ``loss_<modality>``.
+    """
+
+    needs = "losses"
+    higher_is_better_by_score = {"loss": False}
+
+    def __init__(self, world: object):
+        super().__init__(world)  # type: ignore[arg-type]
+        self.modalities = tuple(self.world.interface().modalities)
+        self.keep("errors")
+
+    def update_losses(self, batch: Batch, losses: Mapping[str, Tensor], levels: Mapping[str, Tensor]) -> None:
+        self.update(index=batch.index, errors=torch.stack([losses[name].double() for name in self.modalities], -1))
+
+    def compute(self) -> dict[str, Score]:
+        errors = self.rows()["errors"]
+        each = {f"loss_{name}": mean_score(errors[:, i]) for i, name in enumerate(self.modalities)}
+        return {"loss": mean_score(errors.mean(1)), **each}
+
+    def per_clip(self) -> dict[str, np.ndarray]:
+        rows = self.rows()
+        columns = {f"loss_{name}": rows["errors"][:, i] for i, name in enumerate(self.modalities)}
+        return {"index": rows["index"], **columns}
+
+
+@metrics.register("use")
+class CrossModalUse(WorldMetric):
+    """Share of the knowable gain from the other modality that a model takes: U = (L_uni - L_model) / (L_uni - L*).
+
+    Losses are sums over all elements, at the very levels each clip was tried at. 0 ignores the other modality (below 0:
+    worse than the best unimodal model), 1 is optimal. Scores: ``cross_modal_use``.
+    """
+
+    needs = "losses"
+    higher_is_better_by_score = {"cross_modal_use": True}
+
+    def __init__(self, world: object):
+        super().__init__(world)  # type: ignore[arg-type]
+        self.modalities = self.world.interface().modalities
+        self.keep("model", "alone", "best")
+
+    def update_losses(self, batch: Batch, losses: Mapping[str, Tensor], levels: Mapping[str, Tensor]) -> None:
+        def summed(parts: Mapping[str, Tensor]) -> Tensor:
+            return sum(  # type: ignore[return-value]
+                parts[name].double() * spec.tokens * spec.channels for name, spec in self.modalities.items()
+            )
+
+        bayes = self.world.bayes_loss  # type: ignore[attr-defined]
+        self.update(
+            index=batch.index,
+            model=summed(losses),
+            alone=summed(bayes(levels, joint=False)),
+            best=summed(bayes(levels, joint=True)),
+        )
+
+    def compute(self) -> dict[str, Score]:
+        rows = self.rows()
+        return {"cross_modal_use": ratio_score(rows["alone"] - rows["model"], rows["alone"] - rows["best"])}

@@ -1,0 +1,121 @@
+"""The protocol: sample and denoise the test split, feed the world's metrics, collect scores.
+
+Everything random is drawn per clip from (seed, clip), so scores do not depend on the batch size, and two runs of one seed
+are scored on the same clips, captions and noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nava_lab.evaluation.base import WorldMetric
+from nava_lab.evaluation.score import Score
+from nava_lab.flow.draws import Drawing
+from nava_lab.flow.objective import Network, Objective
+from nava_lab.flow.sampling import Sampler
+from nava_lab.registry import metrics
+from nava_lab.rng import generators
+from nava_lab.streams import Batch
+from nava_lab.worlds.base import World
+
+Progress = Callable[[str, int, int], None]  # (what, done, of)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a trained model is scored.
+
+    Attributes:
+        sampler: solver, steps and schedule.
+        clips: generated clips.
+        loss_clips: clips whose denoising error is measured.
+        batch_size: clips at a time; changes no score.
+        split: which clips.
+    """
+
+    sampler: Sampler = field(default_factory=Sampler)
+    clips: int = 256
+    loss_clips: int = 1024
+    batch_size: int = 64
+    split: str = "test"
+
+
+@dataclass(frozen=True)
+class Result:
+    """Scores by name, per-clip values for pairing, and the token values of the first clips for previews."""
+
+    scores: Mapping[str, Score]
+    per_clip: Mapping[str, np.ndarray]
+    first: Mapping[str, Tensor]
+
+
+def batches(world: World, split: str, count: int, size: int, device: torch.device | str) -> Iterator[Batch]:
+    """The first ``count`` clips of a split."""
+    for start in range(0, count, size):
+        yield world.batch(split, torch.arange(start, min(start + size, count), device=device))
+
+
+def sample(
+    network: Network,
+    world: World,
+    sampler: Sampler,
+    seed: int,
+    count: int,
+    batch_size: int,
+    split: str = "test",
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
+    """Generated token values beside the true clips whose captions they were given."""
+    for batch in batches(world, split, count, batch_size, device):
+        made = sampler(network, batch.streams, batch.text, generators("sample", seed, batch.index.tolist()))
+        if progress:
+            progress("sampling", int(batch.index[-1]) + 1, count)
+        yield batch, made
+
+
+@torch.no_grad()
+def evaluate(
+    network: Network,
+    world: World,
+    protocol: Protocol,
+    objective: Objective,
+    drawing: Drawing,
+    seed: int,
+    device: torch.device | str = "cpu",
+    keep: int = 4,
+    progress: Progress | None = None,
+) -> Result:
+    """Score a network on a world by the world's own metrics."""
+    chosen: list[WorldMetric] = [metrics.get(name)(world) for name in world.metrics]
+    by_samples = [metric for metric in chosen if metric.needs == "samples"]
+    by_losses = [metric for metric in chosen if metric.needs == "losses"]
+    first: dict[str, list[Tensor]] = {}
+    count = protocol.clips if by_samples else keep
+    arguments = (network, world, protocol.sampler, seed, count, protocol.batch_size, protocol.split, device, progress)
+    for batch, made in sample(*arguments):
+        events = world.events(made) if by_samples else {}
+        for metric in by_samples:
+            metric.update_samples(batch, events)
+        if sum(len(part) for part in next(iter(first.values()), [])) < keep:
+            for name, part in made.items():
+                first.setdefault(name, []).append(part[:keep])
+    if by_losses:
+        for batch in batches(world, protocol.split, protocol.loss_clips, protocol.batch_size, device):
+            draws = drawing(batch.streams, generators("evaluation", seed, batch.index.tolist()))
+            losses = objective.per_sample(network, batch, draws)
+            for metric in by_losses:
+                metric.update_losses(batch, losses, draws.levels)
+            if progress:
+                progress("denoising", int(batch.index[-1]) + 1, protocol.loss_clips)
+    scores: dict[str, Score] = {}
+    per_clip: dict[str, np.ndarray] = {}
+    for metric in chosen:
+        scores |= metric.compute()
+        per_clip |= {f"{metric.name}.{key}": value for key, value in metric.per_clip().items()}
+    return Result(scores, per_clip, {name: torch.cat(parts)[:keep] for name, parts in first.items()})

@@ -1,0 +1,91 @@
+"""A score with its interval over clips.
+
+The clip is the unit here: intervals say how well one trained model's score is known, not how variants compare (for that
+the seed is the unit).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from scipy.stats import bootstrap
+
+RESAMPLES = 2000
+CHUNK = 100
+
+
+@dataclass(frozen=True)
+class Score:
+    """A value with its 95 % interval over ``n`` clips."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+Statistic = Callable[[np.ndarray], np.ndarray]  # clip weights "r n" -> "r"
+
+
+def over_clips(statistic: Statistic, n: int) -> Score:
+    """A statistic of weighted clips with its percentile-bootstrap interval (scipy), always from the same resamples.
+
+    Args:
+        statistic: maps weights ``r n`` (how often each clip counts, r resamples at once) to ``r`` values.
+        n: number of clips.
+    """
+    value = float(statistic(np.ones((1, n)))[0])
+    if n < 2 or not np.isfinite(value):
+        return Score(value, float("nan"), float("nan"), n)
+
+    def of_indices(index: np.ndarray, axis: int = -1) -> np.ndarray:
+        rows = np.moveaxis(np.atleast_2d(index), axis, -1).reshape(-1, n).astype(np.int64)
+        weights = np.zeros((len(rows), n))
+        np.add.at(weights, (np.arange(len(rows))[:, None], rows), 1)
+        return statistic(weights).reshape(np.shape(index)[:-1])
+
+    found = bootstrap(
+        (np.arange(n),),
+        of_indices,
+        n_resamples=RESAMPLES,
+        batch=CHUNK,
+        method="percentile",
+        vectorized=True,
+        rng=np.random.default_rng(0),
+    )
+    return Score(value, float(found.confidence_interval.low), float(found.confidence_interval.high), n)
+
+
+def mean_score(values: np.ndarray) -> Score:
+    """The mean over clips of one value each."""
+    return ratio_score(values, np.ones_like(values, dtype=float))
+
+
+def ratio_score(numerators: np.ndarray, denominators: np.ndarray) -> Score:
+    """Sum over sum; 0 where nothing was counted."""
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        below = weights @ denominators
+        return np.divide(weights @ numerators, below, out=np.zeros(len(weights)), where=below != 0)
+
+    return over_clips(statistic, len(numerators))
+
+
+def weighted_median(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Medians of ``values`` (m) under each row of ``weights`` (r m); NaN where a row has no weight.
+
+    The mean of the two middle values where the weight splits evenly, as numpy's median.
+    """
+    if values.size == 0:
+        return np.full(len(weights), np.nan)
+    order = np.argsort(values, kind="stable")
+    values, cumulative = values[order], weights[:, order].cumsum(1)
+    half = cumulative[:, -1:] / 2
+    low = values[np.argmax(cumulative >= half - 1e-9, axis=1)]
+    high = values[np.minimum(np.argmax(cumulative > half + 1e-9, axis=1), len(values) - 1)]
+    return np.where(cumulative[:, -1] > 0, (low + high) / 2, np.nan)

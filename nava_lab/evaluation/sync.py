@@ -1,0 +1,159 @@
+"""Metric ``sync``: how well the onsets of the two modalities agree, and how much of that is more than chance.
+
+Definitions as in the project's evaluation protocol. V and A are the decoded onsets of a clip's picture and sound; M pairs
+them one to one at least cost, cost ``min(|a - v|, 250 ms)``; a pair at the gate is no pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from nava_lab.evaluation.base import WorldMetric, padded, unpadded
+from nava_lab.evaluation.score import Score, over_clips, ratio_score, weighted_median
+from nava_lab.registry import metrics
+from nava_lab.streams import Batch
+from nava_lab.worlds.base import Events
+
+TOLERANCES = (0.020, 0.040, 0.080, 0.160)
+GATE = 0.250
+ITU = (-0.125, 0.045)  # detectability of v - a in ITU-R BT.1359-1; positive: sound early
+PARTNERS = 32  # re-pairings per clip that the chance level averages over
+
+
+def match(video: np.ndarray, audio: np.ndarray) -> np.ndarray:
+    """Signed lags ``a - v`` in seconds of the matched pairs."""
+    if not len(video) or not len(audio):
+        return np.zeros(0)
+    lags = audio[None, :] - video[:, None]
+    cost = np.minimum(np.abs(lags), GATE)
+    rows, columns = linear_sum_assignment(cost)
+    return lags[rows, columns][cost[rows, columns] < GATE]
+
+
+def hits(lags: np.ndarray) -> np.ndarray:
+    """Matched pairs within each tolerance."""
+    return (np.abs(lags)[:, None] <= np.array(TOLERANCES) + 1e-12).sum(0).astype(float)
+
+
+def partners(video_counts: np.ndarray, audio_counts: np.ndarray) -> list[np.ndarray]:
+    """For each clip, the other clips whose sound it is re-paired with: equal counts in both modalities if there are any.
+
+    Otherwise clips whose sound alone has the same count, and otherwise any other clip. At most PARTNERS, evenly spread.
+    """
+    everyone = np.arange(len(audio_counts))
+    chosen = []
+    for clip in everyone:
+        same_audio = audio_counts == audio_counts[clip]
+        for pool in (same_audio & (video_counts == video_counts[clip]), same_audio, np.ones_like(same_audio)):
+            others = everyone[pool & (everyone != clip)]
+            if len(others):
+                break
+        start = int(np.searchsorted(others, clip))  # begin after the clip itself, so that no partner is everybody's
+        order = np.roll(others, -start)
+        chosen.append(order[np.linspace(0, len(order) - 1, min(PARTNERS, len(order))).round().astype(int)])
+    return chosen
+
+
+@metrics.register("sync")
+class Sync(WorldMetric):
+    """Audio-video synchrony of generated clips.
+
+    Scores: ``sync_auc`` (mean over the tolerances of the chance-corrected F1: 1 perfect, 0 chance), ``f1@20ms`` and so on,
+    ``cf1@20ms`` and so on, ``f1_shuffled@80ms``, ``f1_itu``, ``sync_error_ms`` (median, unmatched events count as the
+    gate), ``bias_ms`` (median a - v of matched pairs), ``jitter_ms`` (1.4826 times their median absolute deviation).
+    """
+
+    needs = "samples"
+    higher_is_better_by_score = {"sync_auc": True, "f1": True, "cf1": True, "sync_error_ms": False, "jitter_ms": False}
+
+    def __init__(self, world: object):
+        super().__init__(world)  # type: ignore[arg-type]
+        self.keep("video", "audio")
+
+    def update_samples(self, batch: Batch, events: Mapping[str, Events]) -> None:
+        self.update(index=batch.index, video=padded(events["video"]), audio=padded(events["audio"]))
+
+    def _counted(self) -> dict[str, np.ndarray | list[np.ndarray]]:
+        rows = self.rows()
+        video, audio = unpadded(rows["video"]), unpadded(rows["audio"])
+        lags = [match(v, a) for v, a in zip(video, audio, strict=True)]
+        counts = np.array([[len(v), len(a)] for v, a in zip(video, audio, strict=True)], dtype=float).reshape(-1, 2)
+        chance = np.zeros((len(video), len(TOLERANCES)))
+        events = np.zeros(len(video))
+        if len(video) > 1:
+            for clip, others in enumerate(partners(counts[:, 0], counts[:, 1])):
+                chance[clip] = np.mean([hits(match(video[clip], audio[other])) for other in others], 0)
+                events[clip] = counts[clip, 0] + np.mean(counts[others, 1])
+        return {
+            "index": rows["index"],
+            "lags": lags,
+            "counts": counts,
+            "hits": np.array([hits(lag) for lag in lags]).reshape(-1, len(TOLERANCES)),
+            "chance": chance,
+            "chance_events": events,
+        }
+
+    def compute(self) -> dict[str, Score]:
+        counted = self._counted()
+        lags, counts = counted["lags"], np.asarray(counted["counts"])
+        found, chance = np.asarray(counted["hits"]), np.asarray(counted["chance"])
+        totals, chance_totals, n = counts.sum(1), np.asarray(counted["chance_events"]), len(counts)
+        if n < 2:
+            raise ValueError(f"sync needs at least two clips to know its chance level, not {n}")
+
+        def share(weights: np.ndarray, hit: np.ndarray, events: np.ndarray) -> np.ndarray:
+            return 2 * (weights @ hit) / np.maximum(weights @ events, 1e-12)[:, None]
+
+        def corrected(weights: np.ndarray) -> np.ndarray:
+            f1, shuffled = share(weights, found, totals), share(weights, chance, chance_totals)
+            return (f1 - shuffled) / np.maximum(1 - shuffled, 1e-9)
+
+        scores = {"sync_auc": over_clips(lambda weights: corrected(weights).mean(1), n)}
+        for column, tolerance in enumerate(TOLERANCES):
+            label = f"{tolerance * 1000:.0f}ms"
+            scores[f"f1@{label}"] = ratio_score(2 * found[:, column], totals)
+            scores[f"f1_shuffled@{label}"] = ratio_score(2 * chance[:, column], chance_totals)
+            scores[f"cf1@{label}"] = over_clips(lambda weights, column=column: corrected(weights)[:, column], n)
+        itu = np.array([((-lag >= ITU[0] - 1e-12) & (-lag <= ITU[1] + 1e-12)).sum() for lag in lags], dtype=float)
+        return scores | {"f1_itu": ratio_score(2 * itu, totals)} | _lag_scores(lags, counts)  # type: ignore[arg-type]
+
+    def per_clip(self) -> dict[str, np.ndarray]:
+        counted = self._counted()
+        columns = {f"hits@{tau * 1000:.0f}ms": np.asarray(counted["hits"])[:, i] for i, tau in enumerate(TOLERANCES)}
+        chance = {f"chance@{tau * 1000:.0f}ms": np.asarray(counted["chance"])[:, i] for i, tau in enumerate(TOLERANCES)}
+        counts = np.asarray(counted["counts"])
+        return {
+            "index": np.asarray(counted["index"]),
+            "video_events": counts[:, 0],
+            "audio_events": counts[:, 1],
+            **columns,
+            **chance,
+        }
+
+
+def _lag_scores(lags: list[np.ndarray], counts: np.ndarray) -> dict[str, Score]:
+    """Error, bias and jitter in milliseconds, as weighted medians over events."""
+    n = len(lags)
+    matched = np.concatenate([*lags, np.zeros(0)]) * 1000
+    owner = np.repeat(np.arange(n), [len(lag) for lag in lags])
+    lonely = np.array([count.sum() - 2 * len(lag) for count, lag in zip(counts, lags, strict=True)]).astype(int)
+    errors = np.concatenate((np.abs(matched), np.full(lonely.sum(), GATE * 1000)))
+    error_owner = np.concatenate((owner, np.repeat(np.arange(n), lonely)))
+
+    def jitter(weights: np.ndarray) -> np.ndarray:
+        centres = weighted_median(matched, weights[:, owner])
+        return np.array(
+            [
+                1.4826 * weighted_median(np.abs(matched - centre), row[None, owner])[0]
+                for centre, row in zip(centres, weights, strict=True)
+            ]
+        )
+
+    return {
+        "sync_error_ms": over_clips(lambda weights: weighted_median(errors, weights[:, error_owner]), n),
+        "bias_ms": over_clips(lambda weights: weighted_median(matched, weights[:, owner]), n),
+        "jitter_ms": over_clips(jitter, n),
+    }

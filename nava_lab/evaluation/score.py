@@ -7,7 +7,7 @@ the seed is the unit).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import bootstrap
@@ -16,8 +16,7 @@ RESAMPLES = 2000
 CHUNK = 100
 
 
-@dataclass(frozen=True)
-class Score:
+class Score(NamedTuple):
     """A value with its 95 % interval over ``n`` clips."""
 
     value: float
@@ -26,7 +25,7 @@ class Score:
     n: int
 
     def to_dict(self) -> dict[str, float]:
-        return asdict(self)
+        return self._asdict()
 
 
 Statistic = Callable[[np.ndarray], np.ndarray]  # clip weights "r n" -> "r"

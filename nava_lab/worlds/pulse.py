@@ -135,6 +135,10 @@ class PulseWorld(World):
             {"kind": kind, "onsets": events.seconds, "real": events.real},
         )
 
+    def captions(self, split: str, index: Tensor) -> list[str]:
+        """What the text says of these clips."""
+        return [self.scene.captions[kind] for kind in self.truth(split, index).kind[:, 0].tolist()]
+
     def tokens(self, video: Tensor, audio: Tensor) -> dict[str, Stream]:
         """Pictures ``b t h w 3`` and envelopes ``b t bands`` as scaled tokens."""
         p = self.video_patch

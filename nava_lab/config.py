@@ -1,0 +1,276 @@
+"""From YAML and overrides to typed, checked objects. Registries become Hydra groups; unknown keys name the nearest known."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, SCMode
+from omegaconf.errors import OmegaConfBaseException
+
+from nava_lab import registry
+from nava_lab.registry import PACKAGE, nearest
+
+CONFIGS = PACKAGE.parent / "configs"
+GROUPS = {
+    "variant": registry.variants,
+    "world": registry.worlds,
+    "flow/levels": registry.level_laws,
+    "evaluation/solver": registry.solvers,
+}
+
+
+class ConfigError(ValueError):
+    """A config that cannot be meant; the message names the key and the remedy."""
+
+
+@dataclass
+class Flow:
+    """How noise is mixed in and what is learnt; see ``nava_lab.flow``."""
+
+    prediction: str = "x0"
+    coupling: str = "shared"
+    text_dropout: float = 0.1
+    modality_dropout: float = 0.0
+    weights: dict[str, float] = field(default_factory=dict)
+    levels: Any = None
+
+
+@dataclass
+class Evaluation:
+    """How a trained model is sampled and scored."""
+
+    clips: int = 256
+    loss_clips: int = 1024
+    batch_size: int = 64
+    steps: int = 25
+    shift: float = 1.0
+    previews: int = 4
+    solver: Any = None
+
+
+@dataclass
+class Attention:
+    """Reach and backend of attention."""
+
+    window_s: float = float("inf")
+    backend: str = "sdpa"
+
+
+@dataclass
+class Machine:
+    """What a run trains on; precision "auto" is bf16-mixed on a GPU and fp32 on CPU."""
+
+    accelerator: str = "auto"
+    devices: Any = 1
+    precision: str = "auto"
+    strategy: str = "auto"
+    compile: bool = False
+
+
+@dataclass
+class Logger:
+    """Where metrics go besides ``metrics.jsonl``."""
+
+    kind: str = "tensorboard"
+    project: str = "nava-lab"
+
+
+@dataclass
+class Output:
+    """Where and how a run is shown; the one group (with logger) that is no part of a run's identity."""
+
+    root: str = "runs"
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run, typed and checked."""
+
+    variant: Any
+    world: Any
+    budget: Any
+    training: Any
+    flow: Flow
+    evaluation: Evaluation
+    attention: Attention
+    trainer: Machine
+    logger: Logger
+    output: Output
+    seed: int
+    resolved: Mapping[str, Any]  # plain values, as written to config.yaml
+
+
+def _node(cls: type) -> DictConfig:
+    """A dataclass as a config node; a frozen one stays open to overrides."""
+    node = OmegaConf.structured(cls)
+    OmegaConf.set_readonly(node, None)
+    for key in node:
+        child = node._get_node(key)
+        if isinstance(child, DictConfig):
+            OmegaConf.set_readonly(child, None)
+    return node
+
+
+def register() -> None:
+    """Put every registry entry and the schema into Hydra's store. Imports all variants and worlds."""
+    from nava_lab.budget.solve import Budget
+    from nava_lab.training.settings import Training
+
+    store = ConfigStore.instance()
+    for group, entries in GROUPS.items():
+        for name in entries:
+            cls = entries.get(name)
+            shortcuts: Mapping[str, str] = getattr(cls, "SHORTCUTS", {})
+            node: Any = _node(cls)
+            if not shortcuts:
+                store.store(group=group, name=name, node=node, package=group.replace("/", "."))
+                continue
+            tree: dict[str, Any] = {group: node}
+            for key, field_name in shortcuts.items():
+                outer, inner = key.split(".")
+                tree.setdefault(outer, {})[inner] = next(f.default for f in dataclasses.fields(cls) if f.name == field_name)
+                node[field_name] = f"${{{key}}}"
+            store.store(group=group, name=name, node=tree, package="_global_")
+    base = {
+        "budget": _node(Budget),
+        "training": _node(Training),
+        "flow": OmegaConf.structured(Flow),
+        "evaluation": OmegaConf.structured(Evaluation),
+        "attention": OmegaConf.structured(Attention),
+        "trainer": OmegaConf.structured(Machine),
+        "logger": OmegaConf.structured(Logger),
+        "output": OmegaConf.structured(Output),
+        "seed": 0,
+    }
+    store.store(name="base", node=base)
+
+
+def choices() -> dict[str, list[str]]:
+    """The options of every config group, without importing anything heavy."""
+    files = {
+        folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in CONFIGS.iterdir() if folder.is_dir()
+    }
+    return files | {group: entries.names() for group, entries in GROUPS.items()}
+
+
+def check_choices(overrides: Sequence[str]) -> None:
+    """Refuse an option that no group has, before anything heavy is imported."""
+    known = choices()
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        group = override.key_or_group
+        if group not in known or override.is_delete():
+            continue
+        value = override.value()
+        picked = value.list if override.is_choice_sweep() else [value]  # type: ignore[union-attr]
+        for option in picked:
+            if option is not None and str(option) not in known[group]:
+                raise ConfigError(f"{group}={option}: {nearest(str(option), known[group])}")
+
+
+def load(overrides: Sequence[str] = (), config_name: str = "train") -> Config:
+    """Compose, resolve and check a config from overrides; ConfigError says what is wrong with which key."""
+    return typed(composed(overrides, config_name))
+
+
+def composed(overrides: Sequence[str], config_name: str = "train") -> DictConfig:
+    if not CONFIGS.is_dir():
+        raise ConfigError(f"{CONFIGS} is missing: nava-lab runs from a checkout, installed with `pip install -e .`")
+    try:
+        check_choices(overrides)
+        register()
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            return compose(config_name, overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain(error, overrides)) from None
+
+
+def explain(error: Exception, overrides: Sequence[str]) -> str:
+    """Hydra's complaint as one line that names the key and the nearest known one."""
+    text = " ".join(str(part) for part in (error, error.__cause__ or "") if str(part))
+    match = re.search(r"Key '([^']+)' is not in struct|Could not override '([^']+)'|Key '([^']+)' not in", text)
+    for override in overrides:
+        key = override.split("=")[0].lstrip("+~")
+        last = key.split(".")[-1]
+        if match and last in {part.split(".")[-1] for part in match.groups() if part}:
+            known = known_keys()
+            close = nearest(key, known)
+            reason = "" if key not in known else first_line(text)
+            return f"{override}: {reason or f'there is no key {key}'}; {close if key not in known else 'see nava train --help'}"
+    return first_line(text)
+
+
+def first_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0] if lines else "the config cannot be read"
+
+
+def known_keys() -> list[str]:
+    """Every key that some choice of groups offers."""
+    keys = ["seed"]
+    for group, entries in GROUPS.items():
+        for entry in entries.entries.values():
+            names = {name for name, _ in entry.fields}
+            cls = entries.get(entry.name)
+            names |= {part.name for part in dataclasses.fields(cls)}  # type: ignore[arg-type]
+            keys += [f"{group.replace('/', '.')}.{name}" for name in sorted(names)]
+            keys += list(getattr(cls, "SHORTCUTS", {}))
+    from nava_lab.budget.solve import Budget
+    from nava_lab.training.settings import Training
+
+    plain = {"budget": Budget, "training": Training, "flow": Flow, "evaluation": Evaluation, "attention": Attention}
+    for name, cls in (plain | {"trainer": Machine, "logger": Logger, "output": Output}).items():
+        keys += [f"{name}.{part.name}" for part in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    return [*dict.fromkeys(keys), *choices()]
+
+
+def typed(composed_config: DictConfig) -> Config:
+    """A composed config as checked objects; whatever a dataclass refuses becomes a ConfigError."""
+    try:
+        plain = OmegaConf.to_container(composed_config, resolve=True)
+        parts = OmegaConf.to_container(composed_config, resolve=True, structured_config_mode=SCMode.INSTANTIATE)
+    except (OmegaConfBaseException, ValueError) as error:
+        cause = error.__cause__ or error
+        raise ConfigError(first_line(str(cause))) from None
+    assert isinstance(parts, dict) and isinstance(plain, dict)
+    names = {entry.name for entry in dataclasses.fields(Config)} - {"resolved"}
+    for group in ("variant", "world"):
+        plain[group] = {"name": parts[group].name, **plain[group]}
+    plain["flow"]["levels"] = {"name": parts["flow"].levels.name, **plain["flow"]["levels"]}
+    plain["evaluation"]["solver"] = {"name": parts["evaluation"].solver.name, **(plain["evaluation"]["solver"] or {})}
+    if not isinstance(parts["seed"], int) or parts["seed"] < 0:
+        raise ConfigError(f"seed={parts['seed']} must be a whole number of at least 0")
+    resolved = {name: plain[name] for name in plain if name in names}
+    return Config(**{name: parts[name] for name in names}, resolved=resolved)
+
+
+def from_file(path: Path) -> Config:
+    """The config that a run was made with, from its ``config.yaml``."""
+    try:
+        saved = OmegaConf.to_container(OmegaConf.load(path))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is missing: {path.parent} is not a run's folder") from None
+    assert isinstance(saved, dict)
+    overrides = [
+        f"variant={saved['variant'].pop('name')}",
+        f"world={saved['world'].pop('name')}",
+        f"flow/levels={saved['flow']['levels'].pop('name')}",
+        f"evaluation/solver={saved['evaluation']['solver'].pop('name')}",
+    ]
+    whole = composed(overrides)
+    OmegaConf.set_struct(whole, True)
+    try:
+        return typed(OmegaConf.merge(whole, saved))  # type: ignore[arg-type]
+    except (OmegaConfBaseException, HydraException) as error:
+        raise ConfigError(f"{path}: {first_line(str(error))}; was the run made by another version?") from None

@@ -1,0 +1,285 @@
+"""One run from config to record: train (or continue), sample, score, write everything down.
+
+A run's folder::
+
+    config.yaml         the resolved config
+    identity.json       hashes of config, code and data
+    metrics.jsonl       the log, one line per logged step
+    checkpoints/        the two newest
+    model.safetensors   the averaged weights, once training is done
+    previews/           clip_0.mp4, clip_0.png, ...
+    per_clip.json       per-clip values for pairing runs
+    record.json         the result; there once everything is
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from nava_lab.config import Config, ConfigError, from_file
+from nava_lab.evaluation.previews import write_previews
+from nava_lab.evaluation.protocol import Result, evaluate
+from nava_lab.models.denoiser import Denoiser
+from nava_lab.rng import stable_seed
+from nava_lab.study import record
+from nava_lab.study.build import Parts, network, parts
+from nava_lab.study.identity import code_fingerprint, git_revision, run_hash, run_name
+from nava_lab.training.callbacks import MetricsLog, Progress, averaging, checkpoints, newest_checkpoint
+from nava_lab.training.data import WorldData
+from nava_lab.training.loggers import make_logger
+from nava_lab.training.module import GenerativeModule
+
+Tell = Callable[[str], None]
+
+
+class WallTime(pl.Callback):
+    """Seconds of training over all sittings, kept in the checkpoints."""
+
+    def __init__(self) -> None:
+        self.before, self.began = 0.0, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return self.before + time.monotonic() - self.began
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.began = time.monotonic()
+
+    def state_dict(self) -> dict[str, float]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self.before = state_dict["seconds"]
+
+
+def identify(config: Config) -> dict[str, str]:
+    data = config.world.data_version()
+    return {
+        "config": run_hash(config.resolved, data),
+        "code": code_fingerprint(config.variant.name),
+        "revision": git_revision(),
+        "data": data,
+        "torch": torch.__version__,
+    }
+
+
+def run(config: Config, tell: Tell = print) -> Path:
+    """Train, sample and score; continue a killed run, and leave a finished one as it is. Returns the run's folder."""
+    config.world.prepare()
+    built = parts(config)
+    identity = identify(config)
+    folder = Path(config.output.root) / run_name(config.resolved, identity["data"])
+    if not _ours(folder, identity, tell):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(yaml.safe_dump(dict(config.resolved), sort_keys=False), encoding="utf-8")
+        record.write_json(folder / "identity.json", identity)
+    if (folder / record.NAME).exists():
+        tell(f"{folder.name}: already finished, nothing to do")
+        return folder
+    if not (folder / "model.safetensors").exists():
+        train(config, built, folder, tell)
+    if _first_process():
+        score(config, folder, tell, built)
+    return folder
+
+
+def _first_process() -> bool:
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+
+
+def _ours(folder: Path, identity: dict[str, str], tell: Tell) -> bool:
+    """Whether the folder exists and was made by this very code; one made by other code is put aside under its own name."""
+    path = folder / "identity.json"
+    if not path.exists():
+        return False
+    old = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if old["code"] == identity["code"]:
+        return True
+    aside = folder.with_name(f"{folder.name}.code-{old['code']}")
+    number = 1
+    while aside.exists():
+        number += 1
+        aside = folder.with_name(f"{folder.name}.code-{old['code']}-{number}")
+    folder.rename(aside)
+    tell(f"{folder.name} was made by other code (revision {old['revision']}): kept as {aside.name}, starting afresh")
+    return False
+
+
+def train(config: Config, built: Parts, folder: Path, tell: Tell = print) -> None:
+    """Train from the newest readable checkpoint, or from the start, and save the averaged weights."""
+    torch.manual_seed(stable_seed("init", config.seed))
+    module = GenerativeModule(network(config, built.solution), built.objective, built.drawing, config.training, config.seed)
+    if config.trainer.compile:
+        module.network.compile()
+    clock = WallTime()
+    callbacks = [clock, MetricsLog(folder / "metrics.jsonl"), *averaging(config.training)]
+    if config.output.progress:
+        callbacks.append(Progress(config.training.steps))
+    callbacks += checkpoints(folder / "checkpoints", config.training)
+    machine = config.trainer
+    on_gpu = machine.accelerator in ("gpu", "cuda") or (machine.accelerator == "auto" and torch.cuda.is_available())
+    precision = machine.precision if machine.precision != "auto" else "bf16-mixed" if on_gpu else "32-true"
+    try:
+        trainer = pl.Trainer(
+            max_steps=config.training.steps,
+            max_epochs=-1,
+            accelerator=machine.accelerator,
+            devices=machine.devices,
+            strategy=machine.strategy,
+            precision=precision,  # type: ignore[arg-type]
+            gradient_clip_val=config.training.clip_norm,
+            callbacks=callbacks,
+            logger=make_logger(config.logger.kind, config.logger.project, folder),
+            val_check_interval=config.training.every(config.training.validations) or None,
+            check_val_every_n_epoch=None,
+            limit_val_batches=None if config.training.validations else 0,
+            num_sanity_val_steps=0,
+            log_every_n_steps=10,
+            enable_model_summary=False,
+            enable_progress_bar=config.output.progress,
+            enable_checkpointing=bool(config.training.checkpoints),
+            default_root_dir=folder,
+            use_distributed_sampler=False,
+        )
+    except (pl.utilities.exceptions.MisconfigurationException, ValueError) as error:
+        raise ConfigError(f"trainer: {str(error).splitlines()[0]}") from None
+    newest = newest_checkpoint(folder / "checkpoints", tell)
+    if newest is not None:
+        tell(f"{folder.name}: continuing from {newest.name}")
+    trainer.fit(module, WorldData(config.world, config.training), ckpt_path=newest, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    if trainer.is_global_zero:
+        weights = {name: part.detach().cpu().contiguous() for name, part in module.network.state_dict().items()}
+        temporary = folder / ".model.tmp"
+        save_file(weights, temporary, metadata={"wall_time_s": f"{clock.seconds:.3f}", "steps": str(trainer.global_step)})
+        temporary.replace(folder / "model.safetensors")
+
+
+def load_model(folder: Path, config: Config | None = None, tell: Tell = print) -> tuple[Denoiser, int, float]:
+    """A run's averaged weights, from its finished model or else its newest checkpoint; with steps and seconds trained."""
+    from safetensors import safe_open
+
+    config = config or from_file(folder / "config.yaml")
+    model = network(config, parts(config).solution)
+    path = folder / "model.safetensors"
+    if path.exists():
+        with safe_open(path, "pt") as file:
+            about = file.metadata()
+        model.load_state_dict(load_file(path))
+        return model.eval(), int(about["steps"]), float(about["wall_time_s"])
+    newest = newest_checkpoint(folder / "checkpoints", tell)
+    if newest is None:
+        raise ConfigError(f"{folder} holds neither model.safetensors nor a checkpoint: train it first")
+    saved = torch.load(newest, map_location="cpu", weights_only=True)
+    prefix = "network."
+    model.load_state_dict(
+        {name.removeprefix(prefix): part for name, part in saved["state_dict"].items() if name.startswith(prefix)}
+    )
+    tell(f"{folder.name} is not finished: using {newest.name} (step {saved['global_step']})")
+    seconds = next((state["seconds"] for key, state in saved["callbacks"].items() if key.startswith("WallTime")), 0.0)
+    return model.eval(), int(saved["global_step"]), float(seconds)
+
+
+def score(config: Config, folder: Path, tell: Tell = print, built: Parts | None = None, write: bool = True) -> dict[str, Any]:
+    """Sample, score and (if the run is finished) write previews and the record; returns the record."""
+    built = built or parts(config)
+    model, steps, seconds = load_model(folder, config, tell)
+    device = _device(config)
+    model = model.to(device)
+    result = evaluate(
+        model,
+        config.world,
+        built.protocol,
+        built.objective,
+        built.scoring,
+        config.seed,
+        device,
+        keep=max(1, config.evaluation.previews),
+        progress=_bar(config.output.progress, folder.name),
+    )
+    made = _record(config, built, folder, steps, seconds, result, str(device))
+    if write:
+        names = write_previews(
+            folder / "previews", config.world, result.first, _captions(config, result), config.evaluation.previews
+        )
+        tell(f"{folder.name}: {len(names)} previews in {folder / 'previews'}")
+        record.write_json(folder / "per_clip.json", {key: np.asarray(part).tolist() for key, part in result.per_clip.items()})
+        if steps >= config.training.steps:
+            record.write_json(folder / record.NAME, made)
+    return made
+
+
+def _captions(config: Config, result: Result) -> list[str]:
+    count = len(next(iter(result.first.values()), []))
+    caption = getattr(config.world, "captions", None)
+    return caption("test", torch.arange(count)) if caption else [""] * count
+
+
+def _device(config: Config) -> torch.device:
+    wanted = config.trainer.accelerator
+    return torch.device("cuda" if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu")
+
+
+def _bar(shown: bool, name: str) -> Callable[[str, int, int], None] | None:
+    if not shown:
+        return None
+    from rich.progress import Progress as Bar
+
+    bar = Bar(transient=True)
+    tasks: dict[str, Any] = {}
+
+    def advance(what: str, done: int, of: int) -> None:
+        if what not in tasks:
+            bar.start()
+            tasks[what] = bar.add_task(f"{name}: {what}", total=of)
+        bar.update(tasks[what], completed=done)
+        if done >= of:
+            bar.stop()
+
+    return advance
+
+
+def _record(
+    config: Config, built: Parts, folder: Path, steps: int, seconds: float, result: Result, device: str
+) -> dict[str, Any]:
+    cost, budget = built.solution.cost, built.solution.budget
+    sampler = built.protocol.sampler
+    return {
+        "schema": record.SCHEMA_VERSION,
+        "name": folder.name,
+        "variant": config.variant.name,
+        "world": config.world.name,
+        "seed": config.seed,
+        "identity": {**identify(config), "device": device},
+        "budget": {"kind": budget.kind, "requested": budget.requested, "realised": built.solution.realised},
+        "size": {"width": built.solution.size.width, "hidden": built.solution.size.hidden},
+        "parameters": {"total": cost.total, "active_per_token": cost.active_per_token, "groups": dict(cost.groups)},
+        "flops_per_sample": cost.flops_per_sample,
+        "steps": steps,
+        "samples_seen": steps * config.training.batch_size,
+        "wall_time_s": round(seconds, 3),
+        "evaluation": {
+            "split": built.protocol.split,
+            "clips": built.protocol.clips,
+            "solver": sampler.solver.name,
+            "evaluations": sampler.evaluations,
+            "shift": sampler.shift,
+            "guidance": "off",
+            "modalities_cut": sampler.cut,
+        },
+        "headline": config.world.headline,
+        "scores": {
+            name: {key: value if value == value else None for key, value in part.to_dict().items()}
+            for name, part in result.scores.items()
+        },
+    }

@@ -1,0 +1,1 @@
+"""Training through Lightning, blind to architecture."""

@@ -1,0 +1,73 @@
+"""The LightningModule: any network, any streams, one objective."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from nava_lab.flow.draws import Drawing
+from nava_lab.flow.objective import Objective
+from nava_lab.rng import generators
+from nava_lab.streams import Batch
+from nava_lab.training.settings import Training
+
+
+def without_decay(name: str, parameter: Tensor) -> bool:
+    """Whether weight decay spares a parameter: vectors, tables and embeddings."""
+    return parameter.ndim < 2 or any(part in name for part in ("table", "words", "places"))
+
+
+class GenerativeModule(pl.LightningModule):
+    """Velocity matching of a network.
+
+    Randomness of a training step is drawn per clip from (seed, clip), so it depends on neither batch split nor device
+    count, and a resumed run draws what an unbroken one would.
+    """
+
+    def __init__(self, network: nn.Module, objective: Objective, drawing: Drawing, training: Training, seed: int):
+        super().__init__()
+        self.network = network
+        self.objective = objective
+        self.drawing = drawing
+        self.training_config = training
+        self.seed = seed
+
+    def losses(self, batch: Batch, purpose: str, drawing: Drawing) -> Mapping[str, Tensor]:
+        draws = drawing(batch.streams, generators(purpose, self.seed, batch.index.tolist()))
+        return self.objective.per_sample(self.network, batch, draws)
+
+    def training_step(self, batch: Batch, step: int) -> Tensor:
+        losses = self.losses(batch, "train", self.drawing)
+        loss = self.objective.total(losses)
+        if not bool(torch.isfinite(loss)):
+            raise FloatingPointError(
+                f"the loss is {float(loss)} at step {self.global_step}; the last checkpoint is whole: lower training.lr"
+            )
+        parts = {f"train/loss_{name}": value.detach().mean() for name, value in losses.items()}
+        self.log_dict({"train/loss": loss.detach(), **parts}, sync_dist=True, batch_size=len(batch))
+        self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=len(batch))
+        return loss
+
+    def validation_step(self, batch: Batch, step: int) -> None:
+        losses = self.losses(batch, "validation", replace(self.drawing, text_dropout=0.0))
+        values = {f"validation/loss_{name}": value.mean() for name, value in losses.items()}
+        values["validation/loss"] = self.objective.total(losses)
+        self.log_dict(values, sync_dist=True, batch_size=len(batch))
+
+    def configure_optimizers(self) -> dict:
+        config = self.training_config
+        named = [(name, part) for name, part in self.network.named_parameters() if part.requires_grad]
+        groups = [
+            {"params": [part for name, part in named if not without_decay(name, part)], "weight_decay": config.weight_decay},
+            {"params": [part for name, part in named if without_decay(name, part)], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, config.rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return batch.to(device) if isinstance(batch, Batch) else batch

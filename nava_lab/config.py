@@ -255,22 +255,27 @@ def typed(composed_config: DictConfig) -> Config:
     return Config(**{name: parts[name] for name in names}, resolved=resolved)
 
 
-def from_file(path: Path) -> Config:
-    """The config that a run was made with, from its ``config.yaml``."""
+def from_file(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """The config that a run was made with, from its ``config.yaml``, with overrides on top."""
     try:
         saved = OmegaConf.to_container(OmegaConf.load(path))
     except FileNotFoundError:
         raise ConfigError(f"{path} is missing: {path.parent} is not a run's folder") from None
     assert isinstance(saved, dict)
-    overrides = [
+    choice = [
         f"variant={saved['variant'].pop('name')}",
         f"world={saved['world'].pop('name')}",
         f"flow/levels={saved['flow']['levels'].pop('name')}",
         f"evaluation/solver={saved['evaluation']['solver'].pop('name')}",
     ]
-    whole = composed(overrides)
+    solver = next((part for part in overrides if part.startswith("evaluation/solver=")), None)
+    if solver is not None:
+        choice[-1] = solver
+        saved["evaluation"].pop("solver")
+    whole = composed(choice)
     OmegaConf.set_struct(whole, True)
     try:
-        return typed(OmegaConf.merge(whole, saved))  # type: ignore[arg-type]
+        merged = OmegaConf.merge(whole, saved)
+        return typed(OmegaConf.merge(merged, OmegaConf.from_dotlist([part for part in overrides if "/" not in part])))  # type: ignore[arg-type]
     except (OmegaConfBaseException, HydraException) as error:
         raise ConfigError(f"{path}: {first_line(str(error))}; was the run made by another version?") from None

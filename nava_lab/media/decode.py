@@ -122,11 +122,10 @@ def _declared_end(stream: av.stream.Stream) -> float | None:
     return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
 
 
-def _check_end(path: str | os.PathLike[str], stream: av.stream.Stream, end: float) -> None:
+def _check_end(path: str | os.PathLike[str], what: str, end: float, declared: float | None) -> None:
     """Refuse a file that ends earlier than it declares, as a half-copied one does."""
-    declared = _declared_end(stream)
     if declared is not None and declared - end > max(SLACK_S, SLACK * declared):
-        raise UnusableClip(path, f"truncated: its {stream.type} breaks off at {end:.3g} s of {declared:.3g} s")
+        raise UnusableClip(path, f"truncated: its {what} breaks off at {end:.3g} s of {declared:.3g} s")
 
 
 # Sound
@@ -201,8 +200,8 @@ def _read_sound(
     if not mixer.pieces:
         raise UnusableClip(path, "its sound track holds no samples")
     begin, sound = mixer.sound()
-    _check_end(path, stream, begin + len(sound) / sample_rate)
     end = _declared_end(stream)
+    _check_end(path, "sound", begin + len(sound) / sample_rate, end)
     if end is not None:  # the last packet of a codec such as AAC is filled up with silence
         sound = sound[: max(0, round((end - begin) * sample_rate))]
     return begin, sound
@@ -265,12 +264,15 @@ def _read_frames(
             box.show(*shown, at)
         shown = (_square(frame, size, pixel_aspect), at)
         until = at + (float(frame.duration * frame.time_base) if frame.duration and frame.time_base else usual)
-        if at >= box.end:
+        if at >= box.end and stream.duration is not None:
             break
     else:
         if box is None or shown is None:
             raise UnusableClip(path, "its picture track holds no frames")
-        _check_end(path, stream, until)
+        _check_end(path, "picture", until, _declared_end(stream))
+        if stream.duration is None and container.duration:  # as in Matroska: only the longest stream's end is known
+            whole = ((container.start_time or 0) + container.duration) / av.time_base
+            _check_end(path, "content", max(until, heard[1]), whole)
         box.show(*shown, until)
     box.close(LAST_PICTURE)
     return box.origin, box.frames

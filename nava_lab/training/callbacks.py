@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 
+from nava_lab.training.log import read_log
 from nava_lab.training.settings import Training
 
 LOG_EVERY = 10
@@ -53,17 +54,6 @@ class MetricsLog(pl.Callback):
         values = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **more, **values}) + "\n")
-
-
-def read_log(path: Path) -> list[dict[str, float]]:
-    """The lines of a metrics log; a last line cut short by a kill is left out."""
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
 
 
 class Progress(RichProgressBar):

@@ -152,7 +152,7 @@ class Clips(World):
             dealt = self._by_time()
             warn(
                 f"{len(self.library.films)} usable films leave none for {' and '.join(missing)}: "
-                "windows are split by time instead, so that every split sees the same films"
+                "windows are split by time instead, without overlap, and splits may share a film"
             )
         if missing := [split for split in self._wanted if not dealt[split]]:
             raise ValueError(

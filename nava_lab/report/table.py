@@ -1,0 +1,84 @@
+"""Comparisons and descriptions in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from nava_lab.report.compare import Comparison
+
+COLUMNS = ("f1@80ms", "f1_shuffled@80ms", "sync_error_ms", "bias_ms", "count_error", "class_accuracy", "loss")
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def interval(score: Mapping[str, float] | None, digits: int = 3) -> str:
+    """``value [low, high]``."""
+    if score is None:
+        return "-"
+    return f"{number(score['value'], digits)} [{number(score['low'], digits)}, {number(score['high'], digits)}]"
+
+
+def digits_for(name: str) -> int:
+    return 1 if name.endswith("_ms") else 2 if name in ("count_error", "class_accuracy") else 3
+
+
+def short(count: float) -> str:
+    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= limit:
+            return f"{count / limit:.3g} {unit}"
+    return f"{count:.0f}"
+
+
+def shown_columns(comparison: Comparison) -> list[str]:
+    return [name for name in COLUMNS if name != comparison.headline and any(run.score(name) for run in comparison.runs)]
+
+
+def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
+    """The table, then what may be concluded from it."""
+    console = console or Console()
+    columns = shown_columns(comparison)
+    table = Table(title=None, header_style="bold")
+    for name in ("variant", "seed", comparison.headline or "headline"):
+        table.add_column(name, no_wrap=True)
+    for name in (*columns, "parameters", "active", "FLOPs/sample", "minutes"):
+        table.add_column(name, justify="right")
+    for run in comparison.runs:
+        made = run.record
+        table.add_row(
+            made["variant"],
+            str(made["seed"]),
+            interval(run.score(comparison.headline)) if comparison.headline else "-",
+            *(number((run.score(name) or {}).get("value"), digits_for(name)) for name in columns),
+            f"{made['parameters']['total']:,}",
+            short(made["parameters"]["active_per_token"]),
+            short(made["flops_per_sample"]),
+            f"{made['wall_time_s'] / 60:.1f}",
+        )
+    console.print(table)
+    console.print(comparison.verdict, soft_wrap=False)
+
+
+def print_description(described: Mapping[str, Any], console: Console | None = None) -> None:
+    """What ``nava describe`` prints without ``--json``."""
+    console = console or Console()
+    console.print(f"[bold]{described['variant']}[/bold] on {described['world']}: {described['summary']}")
+    stages = Table("stage", "layers", "block", header_style="bold")
+    for stage in described["stages"]:
+        stages.add_row(stage["label"], str(stage["layers"]), stage["block"])
+    console.print(stages)
+    groups = Table("group", "parameters", "share", header_style="bold")
+    total = described["parameters"]["total"]
+    for name, count in described["parameters"]["groups"].items():
+        groups.add_row(name, f"{count:,}", f"{count / total:.1%}")
+    groups.add_row("[bold]total[/bold]", f"[bold]{total:,}[/bold]", "100.0%")
+    console.print(groups)
+    active = ", ".join(f"{name} {short(count)}" for name, count in described["parameters"]["active"].items())
+    console.print(f"active per token: {described['parameters']['active_per_token']:,.0f} on average ({active})")
+    console.print(f"training FLOPs per sample: {short(described['flops_per_sample'])}")
+    console.print("budget: " + "; ".join(described["budget"]["steps"]))

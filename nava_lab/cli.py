@@ -10,7 +10,18 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from nava_lab.registry import PACKAGE, UnknownName, _fields, blocks, bridges, level_laws, metrics, solvers, variants, worlds
+from nava_lab.registry import (
+    PACKAGE,
+    UnknownName,
+    _fields,
+    blocks,
+    bridges,
+    level_laws,
+    metrics,
+    solvers,
+    variants,
+    worlds,
+)
 
 USAGE = """nava: compare joint audio-video generators at equal parameters, compute and data
 

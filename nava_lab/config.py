@@ -158,9 +158,7 @@ def register() -> None:
 
 def choices() -> dict[str, list[str]]:
     """The options of every config group, without importing anything heavy."""
-    files = {
-        folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in CONFIGS.iterdir() if folder.is_dir()
-    }
+    files = {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in CONFIGS.iterdir() if folder.is_dir()}
     return files | {group: entries.names() for group, entries in GROUPS.items()}
 
 
@@ -243,7 +241,8 @@ def typed(composed_config: DictConfig) -> Config:
     except (OmegaConfBaseException, ValueError) as error:
         cause = error.__cause__ or error
         raise ConfigError(first_line(str(cause))) from None
-    assert isinstance(parts, dict) and isinstance(plain, dict)
+    assert isinstance(parts, dict)
+    assert isinstance(plain, dict)
     names = {entry.name for entry in dataclasses.fields(Config)} - {"resolved"}
     for group in ("variant", "world"):
         plain[group] = {"name": parts[group].name, **plain[group]}

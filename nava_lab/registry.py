@@ -148,7 +148,8 @@ def _import_file(file: Path) -> None:
                     return
     name = f"nava_discovered_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:

@@ -28,5 +28,8 @@ class AlignThenFuse(Variant):
         if not 0 <= self.align_fraction <= 1:
             raise ValueError(f"variant.align_fraction={self.align_fraction} must lie between 0 and 1")
         align = round(self.depth * self.align_fraction)
-        stages = [Stage(Joint(per_modality=tuple(self.keep)), align, "align"), Stage(Joint(), self.depth - align, "fuse")]
+        stages = [
+            Stage(Joint(per_modality=tuple(self.keep)), align, "align"),
+            Stage(Joint(), self.depth - align, "fuse"),
+        ]
         return [stage for stage in stages if stage.layers]

@@ -5,7 +5,6 @@ Shape letters: b batch, n tokens, d width, h heads, g key-value heads, e channel
 
 from __future__ import annotations
 
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -87,5 +86,3 @@ def linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
 def kv_heads(heads: int, wanted: int) -> int:
     """Key-value heads for grouped queries: the largest divisor of ``heads`` up to ``wanted``; 0 means one each."""
     return heads if wanted <= 0 else max(count for count in range(1, min(heads, wanted) + 1) if heads % count == 0)
-
-

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -99,6 +99,7 @@ class Given:
         return attend(query, key, value, mask, self.backend)
 
 
+@runtime_checkable
 class BlockConfig(Protocol):
     """A frozen dataclass of a block's choices that can build it."""
 

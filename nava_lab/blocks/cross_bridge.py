@@ -65,7 +65,12 @@ class CrossBridge(nn.Module):
                 config.qk_norm,
                 config.head_gates,
             )
-            for part, owner in ((reader.query, target), (reader.output, target), (reader.key, source), (reader.value, source)):
+            for part, owner in (
+                (reader.query, target),
+                (reader.output, target),
+                (reader.key, source),
+                (reader.value, source),
+            ):
                 part.owner = owner  # type: ignore[assignment]
             self.readers[f"{source}_to_{target}"] = reader
         for name in dict.fromkeys(name for pair in wanted for name in pair):
@@ -84,5 +89,8 @@ class CrossBridge(nn.Module):
                 head_dim = reader.query.shape[1]
                 tables = tuple(given.rotary((side,), head_dim, time_only=True) for side in (target, source))
             mask = given.visible((target,), (source,))
-            received[target] = received[target] + reader(normed[target], normed[source], given, mask, tables)
+            message = reader(normed[target], normed[source], given, mask, tables)
+            if mask is not None:  # who sees nothing receives nothing, not even a bias
+                message = message * mask.any(-1, keepdim=True)
+            received[target] = received[target] + message
         return received

@@ -55,9 +55,7 @@ class Modulation(nn.Module):
 class SelfAttention(nn.Module):
     """Attention within one row of tokens: one softmax over everything in it that the mask allows."""
 
-    def __init__(
-        self, names: Sequence[str], dims: Dims, split: bool, qk_norm: str, kv: int, gates: bool, bias: bool
-    ) -> None:
+    def __init__(self, names: Sequence[str], dims: Dims, split: bool, qk_norm: str, kv: int, gates: bool, bias: bool) -> None:
         super().__init__()
         self.head_dim = dims.head_dim(names[0])
 
@@ -87,7 +85,14 @@ class CrossAttention(nn.Module):
     """Queries from one row of tokens, keys and values from another; positions optional."""
 
     def __init__(
-        self, width: int, source_width: int, heads: int, head_dim: int, qk_norm: str, gates: bool = False, bias: bool = True
+        self,
+        width: int,
+        source_width: int,
+        heads: int,
+        head_dim: int,
+        qk_norm: str,
+        gates: bool = False,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         self.query = Heads(width, heads, head_dim, qk_norm, bias)
@@ -138,9 +143,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, names: Sequence[str], dims: Dims, split: bool, kind: str, bias: bool) -> None:
         super().__init__()
-        self.parts = PerModality(
-            names, split, lambda name: feed_forward(kind, dims.widths[name], dims.hidden[name], bias)
-        )
+        self.parts = PerModality(names, split, lambda name: feed_forward(kind, dims.widths[name], dims.hidden[name], bias))
 
     def forward(self, x: Float[Tensor, "b n d"], spans: Spans) -> Tensor:
         return self.parts.over(x, spans, lambda network, part: network(part))

@@ -1,9 +1,9 @@
 """Each modality attends within itself; a bridge carries what one tower knows to the other.
 
-    x += gate * attention(modulate(norm(x)))           each modality alone
-    x += text_attention(norm(x))                       (text="cross")
-    x += bridge(x)                                     all modalities, from the same snapshot
-    x += gate * feed_forward(modulate(norm(x)))
+x += gate * attention(modulate(norm(x)))           each modality alone
+x += text_attention(norm(x))                       (text="cross")
+x += bridge(x)                                     all modalities, from the same snapshot
+x += gate * feed_forward(modulate(norm(x)))
 """
 
 from __future__ import annotations
@@ -69,14 +69,10 @@ class _Storey(nn.Module):
         adaln = config.modulation == "adaln"
         self.modulation = Modulation(names, dims, False) if adaln else None
         self.norm1 = Norms(names, dims, False, affine=not adaln)
-        self.attention = SelfAttention(
-            names, dims, False, config.qk_norm, config.kv_heads, config.head_gates, config.bias
-        )
+        self.attention = SelfAttention(names, dims, False, config.qk_norm, config.kv_heads, config.head_gates, config.bias)
         self.text_norm = Norms(names, dims, False, affine=True) if config.text == "cross" else None
         self.text = (
-            TextAttention(names, dims, False, config.qk_norm, config.head_gates, config.bias)
-            if config.text == "cross"
-            else None
+            TextAttention(names, dims, False, config.qk_norm, config.head_gates, config.bias) if config.text == "cross" else None
         )
         self.norm2 = Norms(names, dims, False, affine=not adaln)
         self.feed_forward = FeedForward(names, dims, False, config.feed_forward, config.bias)
@@ -108,12 +104,9 @@ class TowerBlock(nn.Module):
         spans = {name: Spans({name: part.shape[1]}) for name, part in x.items()}
         storeys = {name: self.storeys[name] for name in x}
         vectors = {
-            name: None if storey.modulation is None else storey.modulation(given, spans[name])
-            for name, storey in storeys.items()
+            name: None if storey.modulation is None else storey.modulation(given, spans[name]) for name, storey in storeys.items()
         }
-        y = {
-            name: storey.before_bridge(x[name], spans[name], given, vectors[name]) for name, storey in storeys.items()
-        }
+        y = {name: storey.before_bridge(x[name], spans[name], given, vectors[name]) for name, storey in storeys.items()}
         if self.bridge is not None and len(y) > 1:
             received = self.bridge(y, given)
             y = {name: part + received[name] for name, part in y.items()}

@@ -75,9 +75,7 @@ def dummy_inputs(
 ) -> tuple[dict[str, Stream], dict[str, torch.Tensor], Stream]:
     """Full-length inputs of the right shapes: streams, one shared level, text."""
     streams = {
-        name: Stream(
-            torch.zeros(batch, spec.tokens, spec.channels, device=device), torch.zeros(1, spec.tokens, 3, device=device)
-        )
+        name: Stream(torch.zeros(batch, spec.tokens, spec.channels, device=device), torch.zeros(1, spec.tokens, 3, device=device))
         for name, spec in interface.modalities.items()
     }
     level = torch.zeros(batch, device=device)
@@ -104,6 +102,4 @@ def measure(variant: Variant, interface: Interface, size: Size) -> Cost:
     mean = sum(active[name] * count for name, count in tokens.items()) / sum(tokens.values())
     order = (*names, *ORDER)
     ordered = {name: groups[name] for name in (*order, *sorted(set(groups) - set(order))) if name in groups}
-    return Cost(
-        sum(groups.values()), ordered, {name: active[name] for name in names}, mean, flops_forward(model, interface)
-    )
+    return Cost(sum(groups.values()), ordered, {name: active[name] for name in names}, mean, flops_forward(model, interface))

@@ -134,12 +134,15 @@ class _Totals:
         if not few - 1 <= guess <= many + 1:
             return None
         grain = next(
-            (step for step in (128, 64, 32, 16, 8, 4, 2) if slope * step / target <= TOLERANCE / 4 and guess >= 8 * step), 1
+            (step for step in (128, 64, 32, 16, 8, 4, 2) if slope * step / target <= TOLERANCE / 4 and guess >= 8 * step),
+            1,
         )
         near = round(guess / grain) * grain
-        tries = {max(1, near + shift * step) for step in (grain, 1) for shift in (-1, 0, 1)} if grain > 1 else {
-            max(1, near + shift) for shift in (-2, -1, 0, 1, 2)
-        }
+        tries = (
+            {max(1, near + shift * step) for step in (grain, 1) for shift in (-1, 0, 1)}
+            if grain > 1
+            else {max(1, near + shift) for shift in (-2, -1, 0, 1, 2)}
+        )
         preferred = [hidden for hidden in tries if hidden % grain == 0]
         best = min(preferred, key=lambda hidden: abs(self(width, hidden) - target))
         if abs(self(width, best) / target - 1) <= TOLERANCE / 2:
@@ -176,7 +179,7 @@ def _widths_around(total: _Totals, ratio: float, target: float) -> list[int]:
 
 def _impossible(total: _Totals, variant: Variant, budget: Budget, target: float, widths: list[int]) -> str:
     spans = []
-    for width in (widths if budget.width is not None else [_legal_widths()[0], WIDEST]):
+    for width in widths if budget.width is not None else [_legal_widths()[0], WIDEST]:
         spans += [total(width, max(1, round(RATIOS[0] * width))), total(width, round(RATIOS[1] * width))]
     fixed = f" at width {budget.width}" if budget.width is not None else ""
     remedy = "budget.width" if budget.width is not None else "the depth"

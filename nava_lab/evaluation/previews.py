@@ -10,10 +10,10 @@ import numpy as np
 from torch import Tensor
 
 from nava_lab.media.write import write_mp4
-from nava_lab.worlds.base import Clip, Events, World
+from nava_lab.worlds.base import Clip, World
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (the backend must be chosen first)
+import matplotlib.pyplot as plt
 
 COLOURS = {"video": "#1f6fb4", "audio": "#d1592a"}
 
@@ -45,14 +45,20 @@ def write_previews(folder: Path, world: World, streams: Mapping[str, Tensor], ca
 def _draw(path: Path, clip: Clip, onsets: Mapping[str, np.ndarray], caption: str) -> None:
     """Frames, spectrogram and decoded onsets, one above the other."""
     length = len(clip.frames) / clip.frame_rate
-    figure, axes = plt.subplots(
-        3, 1, figsize=(8, 3.6), sharex=True, height_ratios=(1.2, 1.2, 0.9), layout="constrained"
-    )
+    figure, axes = plt.subplots(3, 1, figsize=(8, 3.6), sharex=True, height_ratios=(1.2, 1.2, 0.9), layout="constrained")
     shown = np.linspace(0, len(clip.frames) - 1, min(25, len(clip.frames))).round().astype(int)
     axes[0].imshow(np.concatenate(clip.frames[shown], 1), extent=(0, length, 0, 1), aspect="auto", interpolation="nearest")
     axes[0].set(yticks=[], ylabel="picture", title=caption)
     loud = bool(np.any(clip.sound))
-    axes[1].specgram(clip.sound if loud else clip.sound + 1e-6, NFFT=512, noverlap=384, Fs=clip.sample_rate, cmap="magma")
+    axes[1].specgram(
+        clip.sound if loud else clip.sound + 1e-6,
+        NFFT=512,
+        noverlap=384,
+        Fs=clip.sample_rate,
+        cmap="magma",
+        vmin=-110,
+        vmax=-30,
+    )
     axes[1].set(ylabel="sound (Hz)", ylim=(0, min(4000, clip.sample_rate / 2)))
     for height, name in enumerate(("audio", "video")):
         axes[2].plot(onsets.get(name, []), np.full(len(onsets.get(name, [])), height), "|", ms=16, mew=3, color=COLOURS[name])

@@ -6,7 +6,7 @@ Shape letters: b batch, n tokens, c channels.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -58,7 +58,7 @@ class Drawing:
         modality_dropout: share of samples in which attention between modalities is cut; 1 trains the cut control.
     """
 
-    levels: LevelLaw = LogitNormal()
+    levels: LevelLaw = field(default_factory=LogitNormal)
     coupling: str = "shared"
     text_dropout: float = 0.1
     modality_dropout: float = 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ class Sampler:
         cut: sample with attention between modalities cut.
     """
 
-    solver: Solver = Heun()
+    solver: Solver = field(default_factory=Heun)
     steps: int = 25
     shift: float = 1.0
     prediction: str = "x0"

@@ -6,6 +6,7 @@ how many evaluations a step costs.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -47,9 +48,9 @@ class Solver:
     def __call__(self, x: State, levels: Float[Tensor, " steps_and_one"], velocity: Field) -> State:
         """Integrate over the whole row of levels."""
         row = levels.tolist()
-        if any(later >= earlier for earlier, later in zip(row, row[1:], strict=False)):
+        if any(later >= earlier for earlier, later in itertools.pairwise(row)):
             raise ValueError(f"levels must fall from noise to data, not {row}")
-        for level, next_level in zip(row, row[1:], strict=False):
+        for level, next_level in itertools.pairwise(row):
             x = self.step(x, level, next_level, velocity)
         return x
 

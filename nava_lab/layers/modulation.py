@@ -16,9 +16,7 @@ from torch import Tensor, nn
 def level_features(level: Float[Tensor, "*b"], width: int, fastest: float = 1000.0) -> Float[Tensor, "*b w"]:
     """Cosines and sines of a noise level in [0, 1], with frequencies from ``fastest`` down to ``fastest / 10000``."""
     half = width // 2
-    frequencies = fastest * torch.exp(
-        -math.log(10_000) * torch.arange(half, device=level.device, dtype=torch.float32) / half
-    )
+    frequencies = fastest * torch.exp(-math.log(10_000) * torch.arange(half, device=level.device, dtype=torch.float32) / half)
     angle = level.float().unsqueeze(-1) * frequencies
     return torch.cat((angle.cos(), angle.sin()), -1)
 

@@ -28,7 +28,8 @@ from jaxtyping import Float32, UInt8
 
 LAST_PICTURE = 0.75  # share of its time that the last picture must be there for
 SLACK_S, SLACK = 0.5, 0.05  # seconds, share: so much may a stream fall short of its declared duration
-JUMP_S = 60.0  # seconds without a sample or a frame that are still taken for a pause
+PAUSE_S = 600.0  # seconds without a sample that are still taken for a pause
+BACK_S = 1.0  # seconds that a timestamp may run back; a picture that does is left out
 DRIFT_S = 0.05  # seconds that sound may be away from its timestamps before it is placed anew
 MIX = {"FL": 1.0, "FR": 1.0, "FC": 1.0, "LFE": 0.0, "LFE2": 0.0}  # share of a channel in mono; others SURROUND
 SURROUND = 0.5**0.5  # as in ITU-R BS.775
@@ -67,9 +68,7 @@ class Footage:
         return len(self.frames) / self.frame_rate
 
 
-def read_clip(
-    path: str | os.PathLike[str], *, video_hz: float, size: int, sample_rate: int, least_s: float = 0.0
-) -> Footage:
+def read_clip(path: str | os.PathLike[str], *, video_hz: float, size: int, sample_rate: int, least_s: float = 0.0) -> Footage:
     """Read a video file; only its small pictures and its mono sound are ever held in memory.
 
     Args:
@@ -89,9 +88,7 @@ def read_clip(
             origin, frames = _read_frames(path, container, (begin, begin + len(sound) / sample_rate), video_hz, size)
     seconds = len(frames) / video_hz
     if not frames or seconds < least_s - 1e-6:
-        raise UnusableClip(
-            path, f"only {seconds:.3g} s of picture with sound; {max(least_s, 1 / video_hz):.3g} s needed"
-        )
+        raise UnusableClip(path, f"only {seconds:.3g} s of picture with sound; {max(least_s, 1 / video_hz):.3g} s needed")
     samples = round(seconds * sample_rate)
     sound = sound[max(0, round((origin - begin) * sample_rate)) :][:samples]
     return Footage(np.stack(frames), video_hz, np.pad(sound, (0, samples - len(sound))), sample_rate)
@@ -152,14 +149,15 @@ class _Mixer:
     def take(self, frame: av.AudioFrame) -> None:
         form = (frame.format.name, frame.layout.name, frame.sample_rate)
         time = self.due or 0.0 if frame.time is None else frame.time
-        if self.due is not None and not -1.0 < time - self.due < JUMP_S:
+        if self.due is not None and not -BACK_S < time - self.due < PAUSE_S:
             raise UnusableClip(self.path, f"broken: its sound jumps from {self.due:.3g} s to {time:.3g} s")
         if self.due is None or form != self.form or abs(time - self.due) > DRIFT_S:
             self.flush()
             self.pieces.append((time, []))
             self.resampler = AudioResampler(format="fltp", rate=self.sample_rate)
             self.form, self.due = form, time
-        assert self.resampler is not None and self.due is not None
+        assert self.resampler is not None
+        assert self.due is not None
         self.due += frame.samples / frame.sample_rate
         frame.pts = None  # pieces are placed by their first sample; inside one, samples follow each other
         self._mix(self.resampler.resample(frame))
@@ -174,9 +172,7 @@ class _Mixer:
     def sound(self) -> tuple[float, Float32[np.ndarray, " s"]]:
         """Start in seconds, and the pieces at their places; pauses are silence."""
         begin = self.pieces[0][0]
-        placed = [
-            (round((time - begin) * self.sample_rate), np.concatenate(parts)) for time, parts in self.pieces if parts
-        ]
+        placed = [(round((time - begin) * self.sample_rate), np.concatenate(parts)) for time, parts in self.pieces if parts]
         sound = np.zeros(max((at + len(part) for at, part in placed), default=0), np.float32)
         for at, part in placed:
             skip = max(0, -at)
@@ -257,7 +253,7 @@ def _read_frames(
         at = frame.time if frame.time is not None else until
         box = box or _Box((max(at, heard[0]), heard[1]), video_hz)
         if shown is not None:
-            if not -1.0 < at - shown[1] < JUMP_S:
+            if at < shown[1] - BACK_S:
                 raise UnusableClip(path, f"broken: its picture jumps from {shown[1]:.3g} s to {at:.3g} s")
             if at <= shown[1]:
                 continue  # a repeated timestamp: the first picture of that moment stands

@@ -34,7 +34,27 @@ from nava_lab.media.codecs import MelCodec
 from nava_lab.media.decode import UnusableClip, read_clip
 
 SUFFIXES = frozenset(
-    ".3g2 .3gp .asf .avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv".split()
+    [
+        ".3g2",
+        ".3gp",
+        ".asf",
+        ".avi",
+        ".flv",
+        ".m2ts",
+        ".m4v",
+        ".mkv",
+        ".mov",
+        ".mp4",
+        ".mpeg",
+        ".mpg",
+        ".mts",
+        ".mxf",
+        ".ogv",
+        ".ts",
+        ".vob",
+        ".webm",
+        ".wmv",
+    ]
 )
 CACHE = ".nava-cache"
 FORMAT = "1"  # changes whenever decoding or the codecs give other tensors
@@ -121,9 +141,7 @@ def open_library(folder: Path, settings: Settings, least_s: float) -> Library:
     console = Console(file=sys.stderr)
     films: list[Film] = []
     skipped: list[UnusableClip] = []
-    files = video_files(
-        folder, lambda error: skipped.append(UnusableClip(error.filename, f"unreadable ({error.strerror})"))
-    )
+    files = video_files(folder, lambda error: skipped.append(UnusableClip(error.filename, f"unreadable ({error.strerror})")))
     for file in track(files, "reading clips", console=console, transient=True, disable=not console.is_terminal):
         try:
             film = _film(folder, file, settings)

@@ -65,9 +65,7 @@ def write_mp4(
     draft = path.with_name(f".{secrets.token_hex(8)}.mp4")
     try:
         with av.open(str(draft), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            _encode(
-                container, frames, rate, track, sample_rate, scale or math.ceil(LEAST_EDGE / min(frames.shape[1:3]))
-            )
+            _encode(container, frames, rate, track, sample_rate, scale or math.ceil(LEAST_EDGE / min(frames.shape[1:3])))
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
@@ -97,9 +95,7 @@ def _encode(
     for number, pixels in enumerate(frames):
         due = min(len(sound), math.ceil((number / rate + 1) * sample_rate))
         if due > sent and (due - sent >= sample_rate or due == len(sound) or number == 0):
-            piece = av.AudioFrame.from_ndarray(
-                np.ascontiguousarray(sound[None, sent:due]), format="fltp", layout="mono"
-            )
+            piece = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound[None, sent:due]), format="fltp", layout="mono")
             piece.sample_rate, piece.pts, piece.time_base = sample_rate, sent, Fraction(1, sample_rate)
             for ready in resampler.resample(piece):
                 container.mux(audio.encode(ready))

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from nava_lab.attention import Cut, Everything, Mask, Padding, Window
+from nava_lab.attention import Cut, Mask, Padding, Window
 from nava_lab.blocks.base import CONDITIONING, EMBEDDERS, HEADS, Dims, Given, PerModality, tag
 from nava_lab.conditioning.text import TextEncoder
 from nava_lab.layers.modulation import LevelEmbedding, ModulationTable, modulate
@@ -85,11 +85,10 @@ class Denoiser(nn.Module):
         if variant.level_input != "none":
             split = variant.level_input == "per_modality"
             self.level = tag(
-                PerModality(dims.names, split, lambda name: LevelEmbedding(dims.widths[name], LEVEL_FEATURES)), CONDITIONING
+                PerModality(dims.names, split, lambda name: LevelEmbedding(dims.widths[name], LEVEL_FEATURES)),
+                CONDITIONING,
             )
-        self.blocks = nn.ModuleList(
-            stage.block.build(dims) for stage in variant.stages() for _ in range(stage.layers)
-        )
+        self.blocks = nn.ModuleList(stage.block.build(dims) for stage in variant.stages() for _ in range(stage.layers))
         self.heads = nn.ModuleDict(
             {
                 name: tag(VelocityHead(dims.widths[name], spec.channels, self.level is not None), HEADS, name)

@@ -16,9 +16,21 @@ from typing import Any
 
 from nava_lab.registry import PACKAGE, variants
 
-FLOORS = (
-    "rng.py streams.py layers attention conditioning blocks models budget media worlds flow training evaluation".split()
-)
+FLOORS = [
+    "rng.py",
+    "streams.py",
+    "layers",
+    "attention",
+    "conditioning",
+    "blocks",
+    "models",
+    "budget",
+    "media",
+    "worlds",
+    "flow",
+    "training",
+    "evaluation",
+]
 NOT_PART = ("output", "logger")
 
 
@@ -41,7 +53,9 @@ def run_name(config: Mapping[str, Any], data_version: str) -> str:
 def code_fingerprint(variant: str) -> str:
     """A hash of the code that can change a run's numbers, blind to comments, docstrings and layout."""
     files = [
-        file for floor in FLOORS for file in sorted([PACKAGE / floor] if floor.endswith(".py") else (PACKAGE / floor).rglob("*.py"))
+        file
+        for floor in FLOORS
+        for file in sorted([PACKAGE / floor] if floor.endswith(".py") else (PACKAGE / floor).rglob("*.py"))
     ]
     entry = variants.entries.get(variant)
     digest = hashlib.sha256()

@@ -24,7 +24,13 @@ class Indices(IterableDataset):
     def __init__(self, first_step: int, steps: int, batch_size: int, rank: int, world_size: int):
         if batch_size % world_size:
             raise ValueError(f"training.batch_size={batch_size} does not divide among {world_size} devices")
-        self.first, self.steps, self.batch_size, self.rank, self.world_size = first_step, steps, batch_size, rank, world_size
+        self.first, self.steps, self.batch_size, self.rank, self.world_size = (
+            first_step,
+            steps,
+            batch_size,
+            rank,
+            world_size,
+        )
 
     def __iter__(self) -> Iterator[Tensor]:
         share = self.batch_size // self.world_size
@@ -57,9 +63,7 @@ class WorldData(pl.LightningDataModule):
         assert trainer is not None
         size = min(self.training_config.batch_size, self.training_config.validation_clips)
         size -= size % trainer.world_size
-        rows = Indices(
-            0, self.training_config.validation_clips // size, size, trainer.global_rank, trainer.world_size
-        )
+        rows = Indices(0, self.training_config.validation_clips // size, size, trainer.global_rank, trainer.world_size)
         return DataLoader(rows, batch_size=None)
 
     def on_after_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> Batch:

@@ -62,12 +62,12 @@ class GenerativeModule(pl.LightningModule):
         config = self.training_config
         named = [(name, part) for name, part in self.network.named_parameters() if part.requires_grad]
         groups = [
-            {"params": [part for name, part in named if not without_decay(name, part)], "weight_decay": config.weight_decay},
+            {
+                "params": [part for name, part in named if not without_decay(name, part)],
+                "weight_decay": config.weight_decay,
+            },
             {"params": [part for name, part in named if without_decay(name, part)], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, config.rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        return batch.to(device) if isinstance(batch, Batch) else batch

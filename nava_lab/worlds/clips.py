@@ -113,9 +113,7 @@ class Clips(World):
         pictures, sounds = self.frames
         specs = {
             "video": ModalitySpec(3 * self.video_patch**2, pictures * grid**2, 1 / self.video_hz, (grid, grid)),
-            "audio": ModalitySpec(
-                self.bands * self.audio_patch, sounds // self.audio_patch, self.audio_patch / self.audio_hz
-            ),
+            "audio": ModalitySpec(self.bands * self.audio_patch, sounds // self.audio_patch, self.audio_patch / self.audio_hz),
         }
         return Interface(specs, WordTokenizer([], 1).spec)
 
@@ -135,11 +133,7 @@ class Clips(World):
             reasons = "".join(f"\n  {clip.path.relative_to(folder)}: {clip.reason}" for clip in library.skipped)
             raise ValueError(
                 f"clips.path={self.path} holds no video file that is usable"
-                + (
-                    f":{reasons}"
-                    if reasons
-                    else f"; it needs files with sound of at least window_s={self.window_s:g} s"
-                )
+                + (f":{reasons}" if reasons else f"; it needs files with sound of at least window_s={self.window_s:g} s")
             )
         return library
 
@@ -215,10 +209,7 @@ class Clips(World):
         if not len(windows):
             raise ValueError(f"world=clips has no {split} windows: world.{split}_share is 0")
         numbers = index.cpu()
-        if split == "train":
-            chosen = (uniform(seed, numbers, 1)[:, 0] * len(windows)).long()
-        else:
-            chosen = numbers % len(windows)
+        chosen = (uniform(seed, numbers, 1)[:, 0] * len(windows)).long() if split == "train" else numbers % len(windows)
         parts = [self._read(*windows[number].tolist()) for number in chosen.tolist()]
         video = torch.stack([part[0] for part in parts]).to(index.device)
         audio = torch.stack([part[1] for part in parts]).to(index.device)

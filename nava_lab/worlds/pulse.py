@@ -65,7 +65,18 @@ class PulseWorld(World):
     headline = "sync_auc"
 
     def __post_init__(self) -> None:
-        positive(self, "density", "classes", "duration_s", "video_hz", "audio_hz", "size", "bands", "video_patch", "audio_patch")
+        positive(
+            self,
+            "density",
+            "classes",
+            "duration_s",
+            "video_hz",
+            "audio_hz",
+            "size",
+            "bands",
+            "video_patch",
+            "audio_patch",
+        )
         whole(self, self.duration_s * self.video_hz, "the number of video frames")
         whole(self, self.duration_s * self.audio_hz / self.audio_patch, "the number of audio tokens")
         whole(self, self.size / self.video_patch, "the number of patches along an edge")
@@ -156,7 +167,12 @@ class PulseWorld(World):
         """Token values back to pictures and envelopes, the inverse of ``tokens``."""
         grid = self.size // self.video_patch
         video = rearrange(
-            streams["video"], "b (t y x) (p q c) -> b t (y p) (x q) c", y=grid, x=grid, p=self.video_patch, q=self.video_patch
+            streams["video"],
+            "b (t y x) (p q c) -> b t (y p) (x q) c",
+            y=grid,
+            x=grid,
+            p=self.video_patch,
+            q=self.video_patch,
         )
         return video / VIDEO_SCALE, rearrange(streams["audio"], "b n (p f) -> b (n p) f", f=self.bands) / AUDIO_SCALE
 

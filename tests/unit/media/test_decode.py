@@ -92,9 +92,7 @@ def read(path: Path, **changes: float) -> Footage:
     ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())).replace("/", ":"),
 )
 @pytest.mark.parametrize("video_hz", [25.0, 12.5, 8.0])
-def test_flash_and_click_stay_together_in_every_container(
-    tmp_path: Path, name: str, settings: dict, video_hz: float
-) -> None:
+def test_flash_and_click_stay_together_in_every_container(tmp_path: Path, name: str, settings: dict, video_hz: float) -> None:
     clip = read(make(tmp_path / name, event=1.2, **settings), video_hz=video_hz)
     flash, click = when(clip)
     frame = max(1 / video_hz, float(1 / Fraction(settings.get("fps", 25))))
@@ -107,9 +105,7 @@ def test_flash_and_click_stay_together_in_every_container(
     assert 0.4 < np.abs(clip.sound).max() < 1.1
 
 
-@pytest.mark.parametrize(
-    ("late", "event", "seconds"), [((0, 0.5), 0.7, 1.5), ((0.4, 0), 1.0, 1.6), ((0.4, 0.5), 0.9, 1.9)]
-)
+@pytest.mark.parametrize(("late", "event", "seconds"), [((0, 0.5), 0.7, 1.5), ((0.4, 0), 1.0, 1.6), ((0.4, 0.5), 0.9, 1.9)])
 def test_start_times_are_honoured(tmp_path: Path, late: tuple[float, float], event: float, seconds: float) -> None:
     """An event at second 1 of each stream, whose streams begin late: the clip begins when both have."""
     clip = read(make(tmp_path / "late.mkv", late=late, sound="flac"))
@@ -249,7 +245,7 @@ def index_first(path: Path) -> Path:
 
 
 def test_unicode_names(tmp_path: Path) -> None:
-    assert read(make(tmp_path / "фильм – 映画 é 🎬.mp4")).seconds == 2.0
+    assert read(make(tmp_path / "фильм, 映画 é 🎬.mp4")).seconds == 2.0
 
 
 def test_long_files_are_never_held_at_full_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,8 +254,6 @@ def test_long_files_are_never_held_at_full_size(tmp_path: Path, monkeypatch: pyt
 
     seen: list[tuple[int, ...]] = []
     show = decode._Box.show
-    monkeypatch.setattr(
-        decode._Box, "show", lambda box, picture, *span: seen.append(picture.shape) or show(box, picture, *span)
-    )
+    monkeypatch.setattr(decode._Box, "show", lambda box, picture, *span: seen.append(picture.shape) or show(box, picture, *span))
     read(make(tmp_path / "a.mp4", edges=(320, 240)), size=16)
     assert set(seen) == {(16, 16, 3)}

@@ -1,0 +1,218 @@
+"""What every variant must do, whichever they are: found through the registry, never named here."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from nava_lab.budget import Budget, measure, solve
+from nava_lab.budget.measure import owned
+from nava_lab.models.denoiser import Denoiser, count_parameters
+from nava_lab.models.variant import Size
+from nava_lab.registry import variants
+from nava_lab.streams import Stream
+from tests.conftest import INTERFACE, Inputs, lively
+
+ALL = variants.names()
+
+
+def make(name, **fields):
+    return variants.get(name)(**{"depth": 3, **fields})
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_shapes_and_finite_and_batch_of_one(name):
+    model = lively(make(name))
+    for batch in (1, 3):
+        inputs = Inputs(batch)
+        out = model(inputs.streams, inputs.levels, inputs.text)
+        for key, stream in inputs.streams.items():
+            assert out[key].shape == stream.tokens.shape
+            assert torch.isfinite(out[key]).all()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_gradient_reaches_every_parameter(name):
+    model, inputs = lively(make(name)), Inputs()
+    sum(part.square().sum() for part in model(inputs.streams, inputs.levels, inputs.text).values()).backward()
+    starved = [key for key, part in model.named_parameters() if part.grad is None or not part.grad.abs().sum() > 0]
+    # A word that no caption of the batch uses has a row without gradient, but its table has some.
+    assert not starved
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_samples_do_not_see_each_other(name):
+    model, inputs = lively(make(name)), Inputs(4)
+    whole = model(inputs.streams, inputs.levels, inputs.text)
+    for row in range(4):
+        alone = model(*inputs.rows(slice(row, row + 1)))
+        for key in whole:
+            torch.testing.assert_close(alone[key], whole[key][row : row + 1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("missing", ["video", "audio"])
+def test_a_missing_modality_is_an_ordinary_input(name, missing):
+    """Left out, or marked invalid and full of NaN: the other modality comes out the same, with finite gradients."""
+    model, inputs = lively(make(name)), Inputs()
+    kept = next(key for key in inputs.streams if key != missing)
+    left_out = model({kept: inputs.streams[kept]}, inputs.levels, inputs.text)[kept]
+    hole = inputs.streams[missing]
+    broken = Stream(torch.full_like(hole.tokens, float("nan")), hole.positions, torch.zeros(hole.tokens.shape[:2], dtype=torch.bool))
+    masked = model({**inputs.streams, missing: broken}, inputs.levels, inputs.text)[kept]
+    torch.testing.assert_close(masked, left_out, atol=1e-5, rtol=1e-5)
+    masked.square().sum().backward()
+    assert all(part.grad is None or torch.isfinite(part.grad).all() for part in model.parameters())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_padding_changes_nothing(name):
+    model, inputs = lively(make(name)), Inputs(3, padded=True)
+    out = model(inputs.streams, inputs.levels, inputs.text)
+    loud = {
+        key: stream.with_tokens(stream.tokens.masked_fill(~stream.valid.unsqueeze(-1), float("nan")))
+        for key, stream in inputs.streams.items()
+    }
+    again = model(loud, inputs.levels, inputs.text)
+    for key, stream in inputs.streams.items():
+        torch.testing.assert_close(again[key][stream.valid], out[key][stream.valid])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_cutting_keeps_modalities_apart_and_only_in_the_chosen_samples(name):
+    """With attention cut, no gradient flows between modalities, not even through the text."""
+    model, inputs = lively(make(name)), Inputs(2)
+    cut = torch.tensor([True, False])
+    for target in inputs.streams:
+        source = next(key for key in inputs.streams if key != target)
+        streams = {key: stream.with_tokens(stream.tokens.clone().requires_grad_()) for key, stream in inputs.streams.items()}
+        model(streams, inputs.levels, inputs.text, cut)[target].square().sum().backward()
+        grad = streams[source].tokens.grad
+        assert torch.equal(grad[0], torch.zeros_like(grad[0]))
+        assert grad[1].abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_text_and_levels_matter(name):
+    model, inputs = lively(make(name)), Inputs()
+    out = model(inputs.streams, inputs.levels, inputs.text)["video"]
+    other = Stream(inputs.text.tokens.flip(0), inputs.text.positions, inputs.text.valid.flip(0))
+    assert not torch.allclose(out, model(inputs.streams, inputs.levels, other)["video"])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_levels_per_sample_and_per_token_agree(name):
+    model, inputs = lively(make(name)), Inputs()
+    out = model(inputs.streams, inputs.levels, inputs.text)
+    levels = {key: level.unsqueeze(-1).expand(-1, len(inputs.streams[key])) for key, level in inputs.levels.items()}
+    for key, part in model(inputs.streams, levels, inputs.text).items():
+        torch.testing.assert_close(part, out[key], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_only_differences_of_time_matter(name):
+    """Law 11: shifting every clock by the same time changes nothing (text in the sequence keeps its place, so is exempt)."""
+    variant = make(name)
+    if variant.text_place == "sequence":
+        pytest.skip("text stands in the sequence at fixed times")
+    model, inputs = lively(variant), Inputs()
+    shift = torch.tensor([3.7, 0.0, 0.0])
+    moved = {key: dataclasses.replace(stream, positions=stream.positions + shift) for key, stream in inputs.streams.items()}
+    out, again = (model(streams, inputs.levels, inputs.text) for streams in (inputs.streams, moved))
+    for key in out:
+        torch.testing.assert_close(again[key], out[key], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_state_dict_round_trip(name):
+    model, inputs = lively(make(name)), Inputs()
+    twin = lively(make(name), seed=1)
+    twin.load_state_dict(model.state_dict())
+    for key, part in model(inputs.streams, inputs.levels, inputs.text).items():
+        assert torch.equal(part, twin(inputs.streams, inputs.levels, inputs.text)[key])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_two_backends_agree(name):
+    inputs = Inputs(3, padded=True)
+    fast, plain = (lively(make(name), backend=backend) for backend in ("sdpa", "reference"))
+    cut = torch.tensor([True, False, False])
+    out, again = (model(inputs.streams, inputs.levels, inputs.text, cut) for model in (fast, plain))
+    for key, stream in inputs.streams.items():
+        torch.testing.assert_close(out[key][stream.valid], again[key][stream.valid], atol=1e-5, rtol=1e-4)
+
+
+def _other_values(field, value):
+    if field.name == "heads":
+        return [2]
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int):
+        return [value + 1]
+    if isinstance(value, float):
+        return [value / 2, 1.0, value * 2]
+    if isinstance(value, tuple):
+        return [(), ("attention",)]
+    if isinstance(value, str):
+        return ["audio->video"]
+    if dataclasses.is_dataclass(value):
+        return [dataclasses.replace(value, **{inner.name: getattr(value, inner.name) * 2}) for inner in dataclasses.fields(value)]
+    raise AssertionError(f"the test does not know how to change {field.name}={value!r}: teach it")
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_dead_config_field(name):
+    """Every field changes the solved size, the parameters or the output."""
+    inputs = Inputs()
+
+    def trace(variant):
+        size = solve(variant, INTERFACE, Budget(parameters=300_000)).size
+        torch.manual_seed(0)
+        model = Denoiser(variant, INTERFACE, size)
+        torch.manual_seed(1)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        out = model(inputs.streams, inputs.levels, inputs.text)
+        return size, count_parameters(model), [part.detach() for part in out.values()]
+
+    base = make(name)
+    size, count, outputs = trace(base)
+    for field in dataclasses.fields(base):
+        changed = [trace(dataclasses.replace(base, **{field.name: other})) for other in _other_values(field, getattr(base, field.name))]
+        alive = any(
+            found[0] != size or found[1] != count or any(not torch.allclose(a, b) for a, b in zip(found[2], outputs, strict=True))
+            for found in changed
+        )
+        assert alive, f"{name}.{field.name} changes nothing"
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_groups_add_up_to_the_modules_parameters(name):
+    variant = make(name)
+    cost = measure(variant, INTERFACE, Size(24, 40))
+    model = Denoiser(variant, INTERFACE, Size(24, 40))
+    assert cost.total == count_parameters(model) == sum(cost.groups.values()) == sum(part[2] for part in owned(model))
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("parameters", [300_000, 3_000_000, 1_000_000_000, 10_000_000_000])
+@pytest.mark.parametrize("depth", [4, 30])
+def test_budgets_are_met(name, parameters, depth):
+    from nava_lab.registry import worlds
+
+    interface = worlds.get("pulse")().interface()
+    solution = solve(make(name, depth=depth), interface, Budget(parameters=parameters))
+    assert abs(solution.cost.total / parameters - 1) <= 0.005
+    assert solution.cost.total == solution.realised
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_flops_budgets_are_met(name):
+    solution = solve(make(name), INTERFACE, Budget(flops=5e7))
+    assert abs(solution.cost.flops_per_sample / 5e7 - 1) <= 0.005
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_impossible_budget_says_what_is_possible(name):
+    with pytest.raises(ValueError, match=r"possible is [\d,]+ to [\d,]+"):
+        solve(make(name, depth=30), INTERFACE, Budget(parameters=1_000))

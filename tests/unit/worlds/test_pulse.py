@@ -1,0 +1,105 @@
+"""The pulse world's decoder: its floor, injected offsets, order, thresholds."""
+
+import numpy as np
+import pytest
+import torch
+
+from nava_lab.registry import metrics, worlds
+from nava_lab.worlds.pulses import Decoder, Pulse
+
+
+def errors(world, modality, sigma, count=192):
+    truth = world.truth("test", torch.arange(count))
+    pulse = world.video_pulse if modality == "video" else world.audio_pulse
+    trace = pulse.trace(truth.seconds, truth.amplitude)
+    trace = trace + sigma * torch.randn(trace.shape, generator=torch.Generator().manual_seed(0), dtype=trace.dtype)
+    seconds, _, real = Decoder(most=world.most + 2)(pulse, trace)
+    found, missed = [], 0
+    for row in range(count):
+        true, got = truth.onsets(row), np.sort(seconds[row][real[row]].numpy())
+        missed += len(true) != len(got)
+        if len(true) == len(got):
+            found.extend(np.abs(true - got))
+    return 1000 * np.median(found), 1000 * np.percentile(found, 95), missed / count
+
+
+# Floors on noisy ground truth as the evaluation protocol gives them, in milliseconds: median, 95th percentile.
+@pytest.mark.parametrize(
+    ("modality", "sigma", "median", "tail"),
+    [
+        ("video", 0.0, 1.0, 1.5),
+        ("video", 0.03, 3.0, 9.0),
+        ("video", 0.1, 9.0, 32.0),
+        ("audio", 0.0, 1.0, 2.0),
+        ("audio", 0.1, 2.9, 10.0),
+    ],
+)
+def test_floor(modality, sigma, median, tail):
+    found_median, found_tail, missed = errors(worlds.get("pulse")(), modality, sigma)
+    assert found_median <= median
+    assert found_tail <= tail
+    assert missed <= 0.03
+
+
+def test_an_injected_offset_is_recovered_with_slope_one():
+    world = worlds.get("pulse")()
+    truth = world.truth("test", torch.arange(96))
+    offsets, found = np.linspace(-0.06, 0.1, 7), []
+    for offset in offsets:
+        video = world.video_pulse.trace(truth.seconds, truth.amplitude).float()
+        audio = world.audio_pulse.trace(truth.seconds + offset, truth.amplitude).float()
+        pictures, timbres = world.scene.pictures(), world.scene.timbres()
+        kind = truth.kind[:, 0]
+        tokens = world.tokens(video[:, :, None, None, None] * pictures[kind][:, None], audio[..., None] * timbres[kind][:, None])
+        metric = metrics.get("sync")(world)
+        metric.update_samples(world.batch("test", torch.arange(96)), world.events({k: s.tokens for k, s in tokens.items()}))
+        found.append(metric.compute()["bias_ms"].value / 1000)
+    slope = np.polyfit(offsets, found, 1)[0]
+    assert abs(slope - 1) <= 0.02
+
+
+def test_permuting_events_changes_nothing():
+    world = worlds.get("pulse")()
+    truth = world.truth("test", torch.arange(16))
+    flipped = world.video_pulse.trace(truth.seconds.flip(1), truth.amplitude.flip(1))
+    torch.testing.assert_close(flipped, world.video_pulse.trace(truth.seconds, truth.amplitude))
+
+
+@pytest.mark.parametrize("threshold", [0.2, 0.35, 0.5])
+def test_clean_events_are_found_at_any_sensible_threshold(threshold):
+    world = worlds.get("pulse")()
+    truth = world.truth("test", torch.arange(64))
+    _, _, real = Decoder(threshold=threshold, most=8)(world.video_pulse, world.video_pulse.trace(truth.seconds, truth.amplitude))
+    assert torch.equal(real.sum(1), truth.real.sum(1))
+
+
+def test_onsets_keep_their_distance_and_their_margins():
+    world = worlds.get("pulse")(density=2.0)
+    truth = world.truth("train", torch.arange(500))
+    for row in range(500):
+        onsets = truth.onsets(row)
+        assert onsets[0] >= 0.1
+        assert onsets[-1] <= 1.8
+        assert (np.diff(onsets) >= 0.25 - 1e-9).all()
+
+
+def test_a_frame_is_the_mean_over_its_exposure():
+    pulse = Pulse(0.15, 10.0, 8)
+    fine = torch.linspace(0, 0.8, 80_001, dtype=torch.float64)
+    for onset in (0.0, 0.13, 0.4):
+        exact = torch.where(fine >= onset, torch.exp(-(fine - onset).clamp(min=0) / 0.15), torch.zeros_like(fine))
+        means = torch.stack([exact[i * 10_000 : (i + 1) * 10_000].mean() for i in range(8)])
+        torch.testing.assert_close(pulse.response(torch.tensor(onset)), means, atol=1e-3, rtol=0)
+
+
+def test_tokens_and_pictures_are_inverse():
+    world = worlds.get("pulse")(video_patch=8)
+    batch = world.batch("train", torch.arange(3))
+    again = world.tokens(*world.untokenize({key: stream.tokens for key, stream in batch.streams.items()}))
+    for key, stream in batch.streams.items():
+        torch.testing.assert_close(again[key].tokens, stream.tokens)
+
+
+def test_too_dense_a_world_says_what_fits():
+    with pytest.raises(ValueError, match="at most"):
+        worlds.get("pulse")(density=9.0)

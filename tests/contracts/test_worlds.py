@@ -54,7 +54,16 @@ def test_positions_are_seconds_at_token_centres(name):
         torch.testing.assert_close(seconds.diff(), torch.full((len(seconds) - 1,), spec.seconds))
 
 
-OTHER = {"video_patch": 8, "audio_patch": 2, "size": 32, "classes": 3, "bands": 8, "channels": 4, "duration_s": 4.0, "density": 1.0}
+OTHER = {
+    "video_patch": 8,
+    "audio_patch": 2,
+    "size": 32,
+    "classes": 3,
+    "bands": 8,
+    "channels": 4,
+    "duration_s": 4.0,
+    "density": 1.0,
+}
 
 
 @pytest.mark.parametrize("name", PROCEDURAL)

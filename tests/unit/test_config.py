@@ -1,0 +1,87 @@
+"""Configs: overrides, mistakes, identity."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nava_lab.config import CONFIGS, ConfigError, from_file, load
+from nava_lab.registry import variants, worlds
+from nava_lab.study.build import parts
+from nava_lab.study.identity import run_hash, run_name
+
+
+def test_overrides_reach_their_objects():
+    config = load(["variant=align_then_fuse", "variant.align_fraction=0.5", "budget.parameters=2_000_000", "seed=3"])
+    assert config.variant.align_fraction == 0.5
+    assert config.budget.parameters == 2_000_000
+    assert config.seed == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "remedy"),
+    [
+        ("budget.paramters=3", "budget.parameters"),
+        ("variant=unifed", "unified"),
+        ("world=puls", "pulse"),
+        ("evaluation/solver=hein", "heun"),
+        ("variant.align_fractoin=0.2", "variant.align_fraction"),
+        ("trianing.steps=3", "training.steps"),
+    ],
+)
+def test_a_misspelt_key_or_name_meets_the_nearest_known_one(override, remedy):
+    with pytest.raises(ConfigError, match=re.escape(remedy)):
+        load([override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["training.steps=abc"], "training.steps"),
+        (["training.steps=-3"], "training.steps"),
+        (["seed=-1"], "seed"),
+        (["world.density=9"], "world.density"),
+        (["variant.align_fraction=2"], "align_fraction"),
+        (["flow.modality_dropout=3"], "modality_dropout"),
+        (["flow.weights.sound=2"], "flow.weights"),
+        (["flow.coupling=loose"], "flow.coupling"),
+        (["budget.parameters=1000"], "possible is"),
+        (["evaluation.clips=1"], "clips"),
+    ],
+)
+def test_a_bad_value_is_refused_before_any_work(overrides, named):
+    with pytest.raises(ConfigError, match=re.escape(named)):
+        parts(load(overrides))
+
+
+@pytest.mark.parametrize("variant", variants.names())
+@pytest.mark.parametrize("world", worlds.names())
+def test_every_pair_composes_and_survives_its_own_file(variant, world, tmp_path):
+    config = load([f"variant={variant}", f"world={world}"])
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(dict(config.resolved)))
+    again = from_file(tmp_path / "config.yaml")
+    assert again.resolved == config.resolved
+    assert run_name(again.resolved, "d") == run_name(config.resolved, "d")
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*/*.yaml")), ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_every_config_file_composes(file):
+    assert load([f"{file.parent.name}={file.stem}"]).resolved
+
+
+def test_identity_is_the_whole_config_and_the_data():
+    base = load([])
+    for override in ("seed=1", "training.lr=0.001", "world.density=1.0", "evaluation.steps=24", "attention.window_s=1.0"):
+        assert run_hash(load([override]).resolved, "d") != run_hash(base.resolved, "d")
+    assert run_hash(base.resolved, "d") != run_hash(base.resolved, "e")
+    assert run_hash(load(["output.root=elsewhere", "logger=csv"]).resolved, "d") == run_hash(base.resolved, "d")
+
+
+def test_clips_has_its_shortcut(tmp_path):
+    assert load(["world=clips", f"clips.path={tmp_path}"]).world.path == str(tmp_path)
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="not a run's folder"):
+        from_file(Path(tmp_path) / "config.yaml")

@@ -175,7 +175,7 @@ def _multirun(overrides: list[str]) -> list[Path]:
     register()
     failed: list[str] = []
 
-    def job(composed: object) -> None:
+    def launched(composed: object) -> None:
         config = typed(composed)  # type: ignore[arg-type]
         try:
             run(config, _tell)
@@ -185,7 +185,7 @@ def _multirun(overrides: list[str]) -> list[Path]:
 
     argv, sys.argv = sys.argv, ["nava", "--multirun", *overrides]
     try:
-        hydra_main(config_path=str(CONFIGS), config_name="train", version_base="1.3")(job)()
+        hydra_main(config_path=str(CONFIGS), config_name="train", version_base="1.3")(launched)()
     finally:
         sys.argv = argv
     if failed:

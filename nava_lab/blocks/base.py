@@ -123,7 +123,7 @@ class PerModality(nn.Module):
         self.parts = nn.ModuleDict({name: make(name) for name in names} if split else {SHARED: make(names[0])})
         for name, part in self.parts.items():
             if name != SHARED:
-                part.owner = name  # read by nava_lab.budget
+                part.owner = name  # type: ignore[assignment]  # read by nava_lab.budget
 
     def __getitem__(self, name: str) -> nn.Module:
         return self.parts[name if self.split else SHARED]

@@ -48,6 +48,7 @@ class CrossBridge(nn.Module):
         super().__init__()
         self.rotary = config.rotary
         self.norms = nn.ModuleDict()
+        self.head_dims: dict[str, int] = {}
         self.readers = nn.ModuleDict()
         wanted = list(permutations(dims.names, 2))
         if config.directions != "both":
@@ -73,6 +74,7 @@ class CrossBridge(nn.Module):
             ):
                 part.owner = owner  # type: ignore[assignment]
             self.readers[f"{source}_to_{target}"] = reader
+            self.head_dims[f"{source}_to_{target}"] = dims.head_dim(inner)
         for name in dict.fromkeys(name for pair in wanted for name in pair):
             self.norms[name] = tag(nn.LayerNorm(dims.widths[name], eps=1e-6), "exchange", name)
 
@@ -86,7 +88,7 @@ class CrossBridge(nn.Module):
                 continue
             tables = None
             if self.rotary:
-                head_dim = reader.query.shape[1]
+                head_dim = self.head_dims[name]
                 tables = tuple(given.rotary((side,), head_dim, time_only=True) for side in (target, source))
             mask = given.visible((target,), (source,))
             message = reader(normed[target], normed[source], given, mask, tables)

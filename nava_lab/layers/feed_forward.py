@@ -16,7 +16,7 @@ def feed_forward(kind: str, width: int, hidden: int, bias: bool = True) -> nn.Mo
     Weights: ``2 d f + f + d`` for gelu, ``3 d f + 2 f + d`` for swiglu, biases included.
     """
     if kind == "gelu":
-        layer: nn.Module = Mlp(width, hidden, act_layer=partial(nn.GELU, approximate="tanh"), bias=bias)
+        layer: nn.Module = Mlp(width, hidden, act_layer=partial(nn.GELU, approximate="tanh"), bias=bias)  # type: ignore[arg-type]
     elif kind == "swiglu":
         layer = SwiGLU(width, hidden, bias=bias)
     else:

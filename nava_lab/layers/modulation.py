@@ -28,16 +28,17 @@ class LevelEmbedding(nn.Module):
         super().__init__()
         self.features = features
         self.vectors = vectors
-        self.mlp = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
-        self.projection = nn.Sequential(nn.SiLU(), nn.Linear(width, vectors * width))
-        for layer in (self.mlp[0], self.mlp[2]):
+        first, second, last = nn.Linear(features, width), nn.Linear(width, width), nn.Linear(width, vectors * width)
+        for layer in (first, second):
             nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
-        nn.init.zeros_(self.projection[1].weight)
-        nn.init.zeros_(self.projection[1].bias)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.mlp = nn.Sequential(first, nn.SiLU(), second)
+        self.projection = nn.Sequential(nn.SiLU(), last)
 
     def forward(self, level: Float[Tensor, "b n"]) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b n v d"]]:
-        embedded = self.mlp(level_features(level, self.features).to(self.mlp[0].weight.dtype))
+        embedded = self.mlp(level_features(level, self.features).to(next(self.parameters()).dtype))
         return embedded, self.projection(embedded).unflatten(-1, (self.vectors, -1))
 
 

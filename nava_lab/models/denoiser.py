@@ -145,7 +145,8 @@ class Denoiser(nn.Module):
     def _text_features(self, text: Stream, names: tuple[str, ...]) -> dict[str, Tensor]:
         if self.text.split:
             return {name: self.text[name](text) for name in names}
-        return dict.fromkeys(names, self.text[names[0]](text))
+        shared: Tensor = self.text[names[0]](text)
+        return dict.fromkeys(names, shared)
 
     def _levels(self, x: Mapping[str, Tensor], levels: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Level embeddings and modulation vectors per modality; equal levels through a shared embedding are one tensor."""

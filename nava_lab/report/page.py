@@ -83,7 +83,7 @@ def _configs(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Every config key with each run's value, differing ones first."""
     flat = [_flatten(run.config) for run in runs]
     keys = list(dict.fromkeys(key for part in flat for key in part if not key.startswith(("output", "logger"))))
-    rows = [{"key": key, "values": [str(part.get(key, "")) for part in flat]} for key in keys]
+    rows: list[dict[str, Any]] = [{"key": key, "values": [str(part.get(key, "")) for part in flat]} for key in keys]
     for row in rows:
         row["differs"] = len(set(row["values"])) > 1
     return sorted(rows, key=lambda row: not row["differs"])

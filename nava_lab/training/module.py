@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -58,7 +59,7 @@ class GenerativeModule(pl.LightningModule):
         values["validation/loss"] = self.objective.total(losses)
         self.log_dict(values, sync_dist=True, batch_size=len(batch))
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> Any:
         config = self.training_config
         named = [(name, part) for name, part in self.network.named_parameters() if part.requires_grad]
         groups = [

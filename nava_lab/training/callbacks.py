@@ -79,22 +79,36 @@ def averaging(training: Training) -> list[pl.Callback]:
     return [EMAWeightAveraging(decay=0.5 ** (1 / max(1.0, training.ema_half_life * training.steps)))]
 
 
-def checkpoints(folder: Path, training: Training) -> list[pl.Callback]:
-    """The two newest checkpoints, written whole or not at all by Lightning."""
-    if not training.checkpoints:
-        return []
-    return [
-        ModelCheckpoint(
+class Checkpoints(ModelCheckpoint):
+    """The two newest checkpoints, each written whole or not at all by Lightning.
+
+    They fall one step after the moments of validation, never on one: a run killed between a checkpoint and the validation
+    of the same step would resume past that validation and its line would be missing from the log.
+    """
+
+    def __init__(self, folder: Path, every: int):
+        super().__init__(
             folder,
             filename="{step:07d}",
             auto_insert_metric_name=False,
             monitor="step",
             mode="max",
             save_top_k=2,
-            every_n_train_steps=training.every(training.checkpoints),
+            every_n_train_steps=1,
             save_on_train_epoch_end=False,
         )
-    ]
+        self.every = every
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.every == 1 or (trainer.global_step > 1 and trainer.global_step % self.every == 1):
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+
+def checkpoints(folder: Path, training: Training) -> list[pl.Callback]:
+    """The checkpoint callback, unless switched off."""
+    return [Checkpoints(folder, training.every(training.checkpoints))] if training.checkpoints else []
 
 
 def newest_checkpoint(folder: Path, tell: Any) -> Path | None:

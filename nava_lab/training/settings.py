@@ -22,7 +22,7 @@ class Training:
         ema_half_life: half-life of the averaged weights, as a share of the steps; 0 for no averaging.
         validations: how often the validation loss is taken, evenly spread; 0 for never.
         validation_clips: on how many clips.
-        checkpoints: how often the run is saved, evenly spread (and at the end).
+        checkpoints: how often the run is saved on the way, evenly spread; 0 for never.
     """
 
     steps: int = 500

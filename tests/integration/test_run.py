@@ -213,7 +213,7 @@ def test_a_newcomers_block_and_variant_take_one_file_each(tmp_path):
     assert described["stages"] == [{"label": "toys", "layers": 6, "block": "toy_block()"}]
     assert abs(described["budget"]["realised"] / 1e6 - 1) <= 0.005
     contracts = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/contracts", "-k", "toy and not budgets_are_met"],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/contracts", "-k", "toy and not budgets_are_met"],
         cwd=tmp_path, env={**os.environ, **env, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400,
     )  # fmt: skip
     assert contracts.returncode == 0, contracts.stdout

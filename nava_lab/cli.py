@@ -54,13 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from nava_lab.registry import nearest
 
         _fail(f"there is no command '{name}'; {nearest(name, list(COMMANDS))}")
-    if any(part in ("-h", "--help") for part in rest):
-        print(USAGE + _catalogue(short=name not in ("train", "describe", "demo")))
-        return
     _quieten()
     try:
+        if any(part in ("-h", "--help") for part in rest):
+            print(USAGE + _catalogue(short=name not in ("train", "describe", "demo")))
+            return
         COMMANDS[name](rest)
-    except (ValueError, UnknownName, FileNotFoundError, FloatingPointError) as error:
+    except (ValueError, UnknownName, OSError, FloatingPointError, SyntaxError) as error:
         if os.environ.get("NAVA_DEBUG"):
             raise
         _fail(str(error))
@@ -168,6 +168,10 @@ def _multirun(overrides: list[str]) -> list[Path]:
         config = load(job)
         config.world.prepare()
         parts(config)
+        if config.trainer.strategy == "ddp" and config.trainer.devices not in (1, "1"):
+            raise ConfigError(
+                "trainer.strategy=ddp starts this whole multirun again on every device; use ddp_fork, or one run at a time"
+            )
         folders.append(Path(config.output.root) / run_name(config.resolved, config.world.data_version()))
     if len(set(folders)) < len(folders):
         raise ConfigError("two jobs of this multirun are the same run: some value is listed twice")

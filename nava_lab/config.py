@@ -250,6 +250,9 @@ def typed(composed_config: DictConfig) -> Config:
     plain["evaluation"]["solver"] = {"name": parts["evaluation"].solver.name, **(plain["evaluation"]["solver"] or {})}
     if not isinstance(parts["seed"], int) or parts["seed"] < 0:
         raise ConfigError(f"seed={parts['seed']} must be a whole number of at least 0")
+    shortcuts = {key.split(".")[0] for key in parts["world"].SHORTCUTS}
+    for key in set(plain) - names - shortcuts:
+        raise ConfigError(f"there is no setting {key}; {nearest(str(key), sorted(names))}")
     resolved = {name: plain[name] for name in plain if name in names}
     return Config(**{name: parts[name] for name in names}, resolved=resolved)
 
@@ -277,4 +280,6 @@ def from_file(path: Path, overrides: Sequence[str] = ()) -> Config:
         merged = OmegaConf.merge(whole, saved)
         return typed(OmegaConf.merge(merged, OmegaConf.from_dotlist([part for part in overrides if "/" not in part])))  # type: ignore[arg-type]
     except (OmegaConfBaseException, HydraException) as error:
+        if overrides:
+            raise ConfigError(explain(error, overrides)) from None
         raise ConfigError(f"{path}: {first_line(str(error))}; was the run made by another version?") from None

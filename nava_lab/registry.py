@@ -129,12 +129,18 @@ class Registry(Generic[T]):
 
 def _fields(node: ast.ClassDef) -> tuple[tuple[str, str], ...]:
     return tuple(
-        (item.target.id, ast.unparse(item.value) if item.value is not None else "required")
+        (item.target.id, _default(item.value))
         for item in node.body
         if isinstance(item, ast.AnnAssign)
         and isinstance(item.target, ast.Name)
         and not ast.unparse(item.annotation).startswith("ClassVar")
     )
+
+
+def _default(value: ast.expr | None) -> str:
+    if isinstance(value, ast.Call) and ast.unparse(value.func) == "field":
+        value = next((part.value for part in value.keywords if part.arg in ("default", "default_factory")), None)
+    return "required" if value is None else ast.unparse(value)
 
 
 def _import_file(file: Path) -> None:

@@ -1,7 +1,7 @@
 """Dual tower (Ovi, LTX-2, MOVA): audio and video each in a tower of its own, aligned by exchanges between them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nava_lab.blocks.cross_bridge import Cross
 from nava_lab.blocks.tower import Tower
@@ -21,7 +21,7 @@ class DualTower(Variant):
     """
 
     exchange_every: int = 1
-    bridge_directions: str = "both"
+    bridge_directions: str = field(default="both", metadata={"choices": ("both", "audio->video", "video->audio")})
     bridge_rotary: bool = True
 
     level_input = "per_modality"

@@ -14,7 +14,7 @@ from functools import lru_cache
 from nava_lab.budget.measure import Cost, flops_forward, measure
 from nava_lab.models.denoiser import count_parameters, on_meta
 from nava_lab.models.variant import Size, Stage, Variant, legal_width_step
-from nava_lab.streams import Interface
+from nava_lab.streams import TEXT, Interface
 
 TOLERANCE = 0.005
 RATIOS = (0.25, 16.0)  # feed-forward widths per model width that count as a model
@@ -157,16 +157,22 @@ def _thinned(variant: Variant, stages: tuple[Stage, ...]) -> Variant:
     return thin(**{field.name: getattr(variant, field.name) for field in dataclasses.fields(variant) if field.init})
 
 
-def _legal_widths() -> list[int]:
+def _legal_widths(total: _Totals) -> list[int]:
+    """Widths in legal steps that divide, for every modality, into the variant's heads of an even size."""
     widths = [8]
     while widths[-1] < WIDEST:
         widths.append(widths[-1] + legal_width_step(widths[-1]))
-    return widths
+    variant, names = total.variant, (*total.interface.modalities, TEXT)
+
+    def divides(width: int) -> bool:
+        return all(part % 2 == 0 and part % (2 * variant.heads_for(part)) == 0 for part in variant.widths(width, names).values())
+
+    return [width for width in widths if divides(width)]
 
 
 def _widths_around(total: _Totals, ratio: float, target: float) -> list[int]:
     """Legal widths whose total at the variant's own ratio brackets the target, with neighbours."""
-    widths = _legal_widths()
+    widths = _legal_widths(total)
     low, high = 0, len(widths) - 1
     while low < high:
         middle = (low + high) // 2
@@ -179,7 +185,7 @@ def _widths_around(total: _Totals, ratio: float, target: float) -> list[int]:
 
 def _impossible(total: _Totals, variant: Variant, budget: Budget, target: float, widths: list[int]) -> str:
     spans = []
-    for width in widths if budget.width is not None else [_legal_widths()[0], WIDEST]:
+    for width in widths if budget.width is not None else [_legal_widths(total)[0], _legal_widths(total)[-1]]:
         spans += [total(width, max(1, round(RATIOS[0] * width))), total(width, round(RATIOS[1] * width))]
     fixed = f" at width {budget.width}" if budget.width is not None else ""
     remedy = "budget.width" if budget.width is not None else "the depth"

@@ -75,6 +75,8 @@ class WorldMetric(Metric):
 def padded(events: Events) -> Tensor:
     """Onsets as ``b MOST``, NaN where there is none."""
     onsets = events.seconds.double().masked_fill(~events.real, float("nan"))
+    if int(events.real.sum(1).max()) > MOST:
+        raise ValueError(f"a clip has more than {MOST} events; raise nava_lab.evaluation.base.MOST for such a world")
     onsets = onsets.sort(-1).values[:, :MOST]  # NaN sorts last
     return torch.nn.functional.pad(onsets, (0, MOST - onsets.shape[1]), value=float("nan"))
 

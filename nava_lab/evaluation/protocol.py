@@ -70,10 +70,11 @@ def sample(
     split: str = "test",
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
+    purpose: str = "sample",
 ) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
     """Generated token values beside the true clips whose captions they were given."""
     for batch in batches(world, split, count, batch_size, device):
-        made = sampler(network, batch.streams, batch.text, generators("sample", seed, batch.index.tolist()))
+        made = sampler(network, batch.streams, batch.text, generators(purpose, seed, batch.index.tolist()))
         if progress:
             progress("sampling", int(batch.index[-1]) + 1, count)
         yield batch, made
@@ -96,7 +97,12 @@ def evaluate(
     by_samples = [metric for metric in chosen if metric.needs == "samples"]
     by_losses = [metric for metric in chosen if metric.needs == "losses"]
     first: dict[str, list[Tensor]] = {}
-    count = protocol.clips if by_samples else keep
+    held_out = world.count(protocol.split)
+    most = held_out if held_out is not None else max(protocol.clips, protocol.loss_clips, keep)
+    if most < 1:
+        raise ValueError(f"world {world.name} holds no {protocol.split} clips out: nothing to score on")
+    count = min(most, protocol.clips if by_samples else keep)
+    loss_clips = min(most, protocol.loss_clips)
     arguments = (network, world, protocol.sampler, seed, count, protocol.batch_size, protocol.split, device, progress)
     for batch, made in sample(*arguments):
         events = world.events(made) if by_samples else {}
@@ -106,13 +112,13 @@ def evaluate(
             for name, part in made.items():
                 first.setdefault(name, []).append(part[:keep])
     if by_losses:
-        for batch in batches(world, protocol.split, protocol.loss_clips, protocol.batch_size, device):
+        for batch in batches(world, protocol.split, loss_clips, protocol.batch_size, device):
             draws = drawing(batch.streams, generators("evaluation", seed, batch.index.tolist()))
             losses = objective.per_sample(network, batch, draws)
             for metric in by_losses:
                 metric.update_losses(batch, losses, draws.levels)
             if progress:
-                progress("denoising", int(batch.index[-1]) + 1, protocol.loss_clips)
+                progress("denoising", int(batch.index[-1]) + 1, loss_clips)
     scores: dict[str, Score] = {}
     per_clip: dict[str, np.ndarray] = {}
     for metric in chosen:

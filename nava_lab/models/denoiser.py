@@ -80,6 +80,7 @@ class Denoiser(nn.Module):
         self.text = tag(
             PerModality(tuple(text_widths), not one_text, lambda name: TextEncoder(interface.text, text_widths[name])),
             CONDITIONING,
+            TEXT if self.in_sequence else None,
         )
         self.level = None
         if variant.level_input != "none":

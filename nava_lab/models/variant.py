@@ -66,6 +66,8 @@ class Variant:
     def __post_init__(self) -> None:
         if self.depth < 1:
             raise ValueError(f"depth={self.depth}: a variant needs at least one layer")
+        if self.heads < 0 or not self.ratio > 0:
+            raise ValueError(f"heads={self.heads} must not be negative and ratio={self.ratio} must be positive")
         choose(self.text_place, "text_place", TEXT_PLACES)
         choose(self.level_input, "level_input", LEVEL_INPUTS)
 
@@ -80,6 +82,8 @@ class Variant:
         """The number of heads at a width, always with an even number of channels each."""
         if self.heads:
             return self.heads
+        if width % 2:
+            raise ValueError(f"a model width must be even, not {width}")
         target = 32 if width < 512 else 64 if width < 2048 else 128
         counts = [count for count in range(1, width // 2 + 1) if width % (2 * count) == 0]
         return min(counts, key=lambda count: (abs(width / count - target), count))

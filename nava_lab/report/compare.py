@@ -63,7 +63,7 @@ def compare(folders: Sequence[Path]) -> Comparison:
 
 def _key(run: Run, headline: str) -> float:
     value = (run.score(headline) or {}).get("value")
-    sign = 1 if headline.startswith("loss") else -1
+    sign = -1 if run.record["higher_is_better"] else 1
     return float("inf") if value is None else sign * value
 
 
@@ -82,6 +82,8 @@ def _differences(runs: Sequence[Run]) -> list[str]:
             "objective": config["flow"],
             "training length (samples)": made["samples_seen"],
             "scoring": made["evaluation"],
+            "attention": config["attention"],
+            "machine": config["trainer"],
             "code": made["identity"]["code"],
         }
 
@@ -97,6 +99,10 @@ def _differences(runs: Sequence[Run]) -> list[str]:
         else:
             shown = ", ".join(dict.fromkeys(map(str, values)))
         lines.append(f"{key} differs ({shown})")
+    for name in dict.fromkeys(run.record["variant"] for run in runs):
+        versions = {run.record["identity"]["variant_code"] for run in runs if run.record["variant"] == name}
+        if len(versions) > 1:
+            lines.append(f"code of variant {name} differs ({', '.join(sorted(versions))})")
     return lines
 
 
@@ -116,6 +122,6 @@ def _verdict(runs: Sequence[Run], differences: Sequence[str]) -> str:
             "training would vary."
         )
     return (
-        f"{fewest} seeds per variant, enough for a verdict; paired statistics over seeds come with a study. The order "
-        "below is by score and is no test."
+        f"{fewest} seeds per variant. The order is by score and is no test: a verdict needs paired statistics over seeds, "
+        "which this table does not make."
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from nava_lab.attention.backends import BACKENDS
 from nava_lab.budget.solve import Solution, solve
 from nava_lab.config import Config, ConfigError
 from nava_lab.evaluation.protocol import Protocol
@@ -46,6 +47,8 @@ def parts(config: Config) -> Parts:
             raise ValueError("evaluation: needs at least 2 clips, 2 loss_clips and a batch_size of 1")
         if scoring.shift <= 0 or scoring.steps < 1:
             raise ValueError("evaluation: steps must be at least 1 and shift positive")
+        if config.attention.backend not in BACKENDS:
+            raise ValueError(f"attention.backend={config.attention.backend} is not one of {', '.join(BACKENDS)}")
         if not config.attention.window_s >= 0:
             raise ValueError(f"attention.window_s={config.attention.window_s} must not be negative")
         sampler = Sampler(scoring.solver, scoring.steps, scoring.shift, flow.prediction, always_cut)

@@ -16,21 +16,10 @@ from typing import Any
 
 from nava_lab.registry import PACKAGE, variants
 
-FLOORS = [
-    "rng.py",
-    "streams.py",
-    "layers",
-    "attention",
-    "conditioning",
-    "blocks",
-    "models",
-    "budget",
-    "media",
-    "worlds",
-    "flow",
-    "training",
-    "evaluation",
-]
+FLOORS = (
+    *("rng.py", "streams.py", "layers", "attention", "conditioning", "blocks", "models", "budget", "media", "worlds", "flow"),
+    *("training", "evaluation", "study/build.py", "study/run.py"),
+)
 NOT_PART = ("output", "logger")
 
 
@@ -50,16 +39,24 @@ def run_name(config: Mapping[str, Any], data_version: str) -> str:
 
 
 @lru_cache(None)
-def code_fingerprint(variant: str) -> str:
-    """A hash of the code that can change a run's numbers, blind to comments, docstrings and layout."""
-    files = [
-        file
-        for floor in FLOORS
-        for file in sorted([PACKAGE / floor] if floor.endswith(".py") else (PACKAGE / floor).rglob("*.py"))
-    ]
+def code_fingerprint() -> str:
+    """A hash of the package's code that can change a run's numbers, blind to comments, docstrings and layout."""
+    files: list[Path] = []
+    for floor in FLOORS:
+        files += [PACKAGE / floor] if floor.endswith(".py") else sorted((PACKAGE / floor).rglob("*.py"))
+    return _hashed(files)
+
+
+@lru_cache(None)
+def variant_fingerprint(variant: str) -> str:
+    """The same of the file that holds a variant."""
     entry = variants.entries.get(variant)
+    return _hashed([entry.file] if entry else [])
+
+
+def _hashed(files: list[Path]) -> str:
     digest = hashlib.sha256()
-    for file in [*files, *([entry.file] if entry else [])]:
+    for file in files:
         digest.update(f"{file.name}\n{_meaning(file)}".encode())
     return digest.hexdigest()[:12]
 

@@ -14,6 +14,7 @@ A run's folder::
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,10 +30,11 @@ from nava_lab.config import Config, ConfigError, from_file
 from nava_lab.evaluation.previews import write_previews
 from nava_lab.evaluation.protocol import Result, evaluate
 from nava_lab.models.denoiser import Denoiser
+from nava_lab.registry import metrics
 from nava_lab.rng import stable_seed
 from nava_lab.study import record
 from nava_lab.study.build import Parts, network, parts
-from nava_lab.study.identity import code_fingerprint, git_revision, run_hash, run_name
+from nava_lab.study.identity import code_fingerprint, git_revision, run_hash, run_name, variant_fingerprint
 from nava_lab.training.callbacks import MetricsLog, Progress, averaging, checkpoints, newest_checkpoint
 from nava_lab.training.data import WorldData
 from nava_lab.training.loggers import make_logger
@@ -65,7 +67,8 @@ def identify(config: Config) -> dict[str, str]:
     data = config.world.data_version()
     return {
         "config": run_hash(config.resolved, data),
-        "code": code_fingerprint(config.variant.name),
+        "code": code_fingerprint(),
+        "variant_code": variant_fingerprint(config.variant.name),
         "revision": git_revision(),
         "data": data,
         "torch": torch.__version__,
@@ -102,7 +105,7 @@ def _ours(folder: Path, identity: dict[str, str], tell: Tell) -> bool:
     if not path.exists():
         return False
     old = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if old["code"] == identity["code"]:
+    if all(old.get(key) == identity[key] for key in ("code", "variant_code")):
         return True
     aside = folder.with_name(f"{folder.name}.code-{old['code']}")
     number = 1
@@ -123,16 +126,20 @@ def train(config: Config, built: Parts, folder: Path, tell: Tell = print) -> Non
     clock = WallTime()
     callbacks = [clock, MetricsLog(folder / "metrics.jsonl"), *averaging(config.training)]
     if config.output.progress:
-        callbacks.append(Progress(config.training.steps))
+        callbacks.append(Progress(config.training.steps, f"{config.variant.name} s{config.seed}"))
     callbacks += checkpoints(folder / "checkpoints", config.training)
     machine = config.trainer
-    on_gpu = machine.accelerator in ("gpu", "cuda") or (machine.accelerator == "auto" and torch.cuda.is_available())
+    # "auto" means CUDA or CPU: the worlds are rendered in float64, which Apple's GPUs lack.
+    accelerator = machine.accelerator
+    if accelerator == "auto":
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    on_gpu = accelerator in ("gpu", "cuda")
     precision = machine.precision if machine.precision != "auto" else "bf16-mixed" if on_gpu else "32-true"
     try:
         trainer = pl.Trainer(
             max_steps=config.training.steps,
             max_epochs=-1,
-            accelerator=machine.accelerator,
+            accelerator=accelerator,
             devices=machine.devices,
             strategy=machine.strategy,
             precision=precision,  # type: ignore[arg-type]
@@ -141,7 +148,7 @@ def train(config: Config, built: Parts, folder: Path, tell: Tell = print) -> Non
             logger=make_logger(config.logger.kind, config.logger.project, folder),
             val_check_interval=config.training.every(config.training.validations) or None,
             check_val_every_n_epoch=None,
-            limit_val_batches=None if config.training.validations else 0,
+            limit_val_batches=None if config.training.validations and config.world.count("validation") != 0 else 0,
             num_sanity_val_steps=0,
             log_every_n_steps=10,
             enable_model_summary=False,
@@ -155,9 +162,10 @@ def train(config: Config, built: Parts, folder: Path, tell: Tell = print) -> Non
     newest = newest_checkpoint(folder / "checkpoints", tell)
     if newest is not None:
         tell(f"{folder.name}: continuing from {newest.name}")
-    trainer.fit(module, WorldData(config.world, config.training), ckpt_path=newest, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    try:
+        trainer.fit(module, WorldData(config.world, config.training), ckpt_path=newest, weights_only=True)
+    except SystemExit:  # how Lightning ends after Ctrl-C
+        raise KeyboardInterrupt from None
     if trainer.is_global_zero:
         weights = {name: part.detach().cpu().contiguous() for name, part in module.network.state_dict().items()}
         temporary = folder / ".model.tmp"
@@ -207,7 +215,7 @@ def score(config: Config, folder: Path, tell: Tell = print, built: Parts | None 
         keep=max(1, config.evaluation.previews),
         progress=_bar(config.output.progress, folder.name),
     )
-    made = _record(config, built, folder, steps, seconds, result, str(device))
+    made = _record(config, built, folder, steps, seconds, result, str(device), tell)
     if write:
         names = write_previews(
             folder / "previews", config.world, result.first, _captions(config, result), config.evaluation.previews
@@ -249,10 +257,23 @@ def _bar(shown: bool, name: str) -> Callable[[str, int, int], None] | None:
     return advance
 
 
+def _higher_is_better(config: Config) -> bool:
+    """The direction that the headline's metric declares."""
+    directions: dict[str, bool] = {}
+    for name in config.world.metrics:
+        directions |= metrics.get(name).higher_is_better_by_score
+    return directions.get(config.world.headline, True)
+
+
 def _record(
-    config: Config, built: Parts, folder: Path, steps: int, seconds: float, result: Result, device: str
+    config: Config, built: Parts, folder: Path, steps: int, seconds: float, result: Result, device: str, tell: Tell
 ) -> dict[str, Any]:
     cost, budget = built.solution.cost, built.solution.budget
+    now = identify(config)
+    path = folder / "identity.json"
+    trained = json.loads(path.read_text(encoding="utf-8")) if path.exists() else now
+    if any(trained.get(key) != now[key] for key in ("code", "variant_code")):
+        tell(f"{folder.name} was trained by other code (revision {trained['revision']}) than scores it now")
     sampler = built.protocol.sampler
     return {
         "schema": record.SCHEMA_VERSION,
@@ -260,7 +281,7 @@ def _record(
         "variant": config.variant.name,
         "world": config.world.name,
         "seed": config.seed,
-        "identity": {**identify(config), "device": device},
+        "identity": trained,
         "budget": {"kind": budget.kind, "requested": budget.requested, "realised": built.solution.realised},
         "size": {"width": built.solution.size.width, "hidden": built.solution.size.hidden},
         "parameters": {"total": cost.total, "active_per_token": cost.active_per_token, "groups": dict(cost.groups)},
@@ -276,8 +297,12 @@ def _record(
             "shift": sampler.shift,
             "guidance": "off",
             "modalities_cut": sampler.cut,
+            "loss_clips": built.protocol.loss_clips,
+            "code": now["code"],
+            "device": device,
         },
         "headline": config.world.headline,
+        "higher_is_better": _higher_is_better(config),
         "scores": {
             name: {key: value if value == value else None for key, value in part.to_dict().items()}
             for name, part in result.scores.items()

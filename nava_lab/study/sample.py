@@ -25,7 +25,7 @@ def sample_run(folder: Path, out: Path, count: int, seed: int | None, tell: Call
     chosen = config.seed if seed is None else seed
     made: dict[str, list[torch.Tensor]] = {}
     size = config.evaluation.batch_size
-    for _, streams in sample(model, config.world, built.protocol.sampler, chosen, count, size):
+    for _, streams in sample(model, config.world, built.protocol.sampler, chosen, count, size, purpose="new clips"):
         for name, part in streams.items():
             made.setdefault(name, []).append(part)
     whole = {name: torch.cat(rows) for name, rows in made.items()}

@@ -59,13 +59,17 @@ class MetricsLog(pl.Callback):
 class Progress(RichProgressBar):
     """Lightning's rich bar with the run's own number of steps (the stream of clips has no end of its own)."""
 
-    def __init__(self, steps: int):
+    def __init__(self, steps: int, label: str):
         super().__init__(refresh_rate=5, leave=True, theme=RichProgressBarTheme(metrics_format=".4f"))
         self.steps = steps
+        self.label = label
 
     @property
     def total_train_batches(self) -> int | float:
         return self.steps
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return self.label
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         items = super().get_metrics(trainer, pl_module)

@@ -63,6 +63,8 @@ class WorldData(pl.LightningDataModule):
         assert trainer is not None
         size = min(self.training_config.batch_size, self.training_config.validation_clips)
         size -= size % trainer.world_size
+        if size < 1:
+            raise ValueError(f"training.validation_clips and batch_size must be at least {trainer.world_size}, one per device")
         rows = Indices(0, self.training_config.validation_clips // size, size, trainer.global_rank, trainer.world_size)
         return DataLoader(rows, batch_size=None)
 

@@ -88,6 +88,10 @@ class World:
     def prepare(self) -> None:
         """Whatever must happen before the first batch; raises what is wrong with the config or the files."""
 
+    def count(self, split: str) -> int | None:
+        """How many different clips a split holds; None for as many as are asked for."""
+        return None
+
     def data_version(self) -> str:
         """What identifies the data besides the config."""
         return self.version

@@ -100,6 +100,9 @@ def test_text_and_levels_matter(name):
     out = model(inputs.streams, inputs.levels, inputs.text)["video"]
     other = Stream(inputs.text.tokens.flip(0), inputs.text.positions, inputs.text.valid.flip(0))
     assert not torch.allclose(out, model(inputs.streams, inputs.levels, other)["video"])
+    if model.level is not None:
+        levels = {key: level * 0.5 for key, level in inputs.levels.items()}
+        assert not torch.allclose(out, model(inputs.streams, levels, inputs.text)["video"])
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -150,13 +153,13 @@ def _other_values(field, value):
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, int):
-        return [value + 1]
+        return [value + 1, value - 1, value + 3]
     if isinstance(value, float):
         return [value / 2, 1.0, value * 2]
     if isinstance(value, tuple):
         return [(), ("attention",)]
     if isinstance(value, str):
-        return ["audio->video"]
+        return field.metadata.get("choices", ())
     if dataclasses.is_dataclass(value):
         return [dataclasses.replace(value, **{inner.name: getattr(value, inner.name) * 2}) for inner in dataclasses.fields(value)]
     raise AssertionError(f"the test does not know how to change {field.name}={value!r}: teach it")
@@ -180,9 +183,13 @@ def test_no_dead_config_field(name):
     base = make(name)
     size, count, outputs = trace(base)
     for field in dataclasses.fields(base):
-        changed = [
-            trace(dataclasses.replace(base, **{field.name: other})) for other in _other_values(field, getattr(base, field.name))
-        ]
+        changed = []
+        for other in _other_values(field, getattr(base, field.name)):
+            try:
+                changed.append(trace(dataclasses.replace(base, **{field.name: other})))
+            except ValueError:
+                continue  # a value that the variant refuses, with the reason
+        assert changed, f"every other value of {name}.{field.name} is refused"
         alive = any(
             found[0] != size or found[1] != count or any(not torch.allclose(a, b) for a, b in zip(found[2], outputs, strict=True))
             for found in changed

@@ -127,6 +127,13 @@ def test_compare_writes_a_page_and_refuses_to_rank_unequal_runs(finished, tmp_pa
     assert "Not ranked" in page
 
 
+def test_equal_runs_of_two_variants_are_ordered_without_a_verdict(finished, tmp_path):
+    nava("train", "variant=dual_tower", "training.steps=24", *SMALL, cwd=tmp_path)
+    done = nava("compare", finished, only_run(tmp_path), "--out", tmp_path / "page", cwd=tmp_path)
+    assert "Exploratory: 1 seed per variant" in done.stdout
+    assert "Not ranked" not in done.stdout
+
+
 def test_multirun_checks_every_value_before_training(tmp_path):
     done = nava("train", "-m", "variant=unified,dual_towr", "training.steps=4", *SMALL, cwd=tmp_path, check=False)
     assert done.returncode != 0

@@ -1,0 +1,76 @@
+"""No dead knobs outside variants and worlds: every setting of the objective, the sampler and attention changes a result."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from nava_lab.flow.draws import Drawing
+from nava_lab.flow.objective import Objective
+from nava_lab.flow.sampling import Sampler
+from nava_lab.registry import level_laws, solvers, variants
+from nava_lab.rng import generators
+from nava_lab.streams import Batch
+from nava_lab.training.settings import Training
+from tests.conftest import Inputs, lively
+
+MODEL = lively(variants.get("unified")(depth=2))
+
+
+def loss(drawing, objective, model=MODEL):
+    inputs = Inputs(16)
+    batch = Batch(inputs.streams, inputs.text, torch.arange(16))
+    return objective.total(objective.per_sample(model, batch, drawing(batch.streams, generators("t", 0, range(16)))))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"coupling": "independent"}, {"text_dropout": 0.9}, {"modality_dropout": 0.9}, {"levels": level_laws.get("uniform")()}],
+)
+def test_every_law_of_the_draws_changes_the_loss(change):
+    assert loss(Drawing(), Objective()) != loss(dataclasses.replace(Drawing(), **change), Objective())
+
+
+@pytest.mark.parametrize("name", level_laws.names())
+def test_every_field_of_a_level_law_changes_the_levels(name):
+    law, u = level_laws.get(name)(), torch.rand(64, generator=torch.Generator().manual_seed(0))
+    for field in dataclasses.fields(law):
+        changed = dataclasses.replace(law, **{field.name: getattr(law, field.name) * 2 + 0.5})
+        assert not torch.allclose(law(u), changed(u)), field.name
+
+
+def test_prediction_and_weights_change_the_loss():
+    base = loss(Drawing(), Objective())
+    assert base != loss(Drawing(), Objective(prediction="velocity"))
+    assert base != loss(Drawing(), Objective(weights={"audio": 0.2}))
+
+
+@pytest.mark.parametrize(
+    "change", [{"steps": 5}, {"shift": 3.0}, {"prediction": "velocity"}, {"cut": True}, {"solver": solvers.get("euler")()}]
+)
+def test_every_field_of_the_sampler_changes_the_clips(change):
+    inputs = Inputs(2)
+
+    def made(sampler):
+        return sampler(MODEL, inputs.streams, inputs.text, generators("s", 0, range(2)))["video"]
+
+    base = Sampler(steps=4)
+    assert not torch.allclose(made(base), made(dataclasses.replace(base, **change)))
+
+
+def test_a_window_changes_the_output_and_an_infinite_one_does_not():
+    inputs = Inputs()
+
+    def out(window):
+        return lively(variants.get("unified")(depth=2), window_s=window)(inputs.streams, inputs.levels, inputs.text)["video"]
+
+    assert torch.equal(out(float("inf")), out(10.0))
+    assert not torch.allclose(out(float("inf")), out(0.03))
+
+
+def test_the_learning_rate_rises_and_falls_to_zero():
+    training = Training(steps=100, warmup=0.1)
+    rates = [training.rate(step) for step in range(101)]
+    assert max(rates) == max(rates[8:12]) > 0.95
+    assert rates[-1] == 0
+    assert Training(steps=100, warmup=0.5).rate(20) < training.rate(20)

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from nava_lab.report.compare import Comparison
+from nava_lab.report.compare import Comparison, Run
 
 COLUMNS = ("f1@80ms", "f1_shuffled@80ms", "sync_error_ms", "bias_ms", "count_error", "class_accuracy", "loss")
 
@@ -42,26 +42,39 @@ def shown_columns(comparison: Comparison) -> list[str]:
 def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
     """The table, then what may be concluded from it."""
     console = console or Console()
-    columns = shown_columns(comparison)
-    table = Table(title=None, header_style="bold")
-    for name in ("variant", "seed", comparison.headline or "headline"):
-        table.add_column(name, no_wrap=True)
-    for name in (*columns, "parameters", "active", "FLOPs/sample", "minutes"):
-        table.add_column(name, justify="right")
-    for run in comparison.runs:
-        made = run.record
-        table.add_row(
-            made["variant"],
-            str(made["seed"]),
-            interval(run.score(comparison.headline)) if comparison.headline else "-",
-            *(number((run.score(name) or {}).get("value"), digits_for(name)) for name in columns),
-            f"{made['parameters']['total']:,}",
-            short(made["parameters"]["active_per_token"]),
-            short(made["flops_per_sample"]),
-            f"{made['wall_time_s'] / 60:.1f}",
-        )
+    cells = [_cells(comparison, run) for run in comparison.runs]
+    names = list(cells[0])
+    widths = {name: max(len(name), *(len(row[name]) for row in cells)) for name in names}
+    optional = [name for name in reversed(names) if name not in ("variant", "seed", comparison.headline, "parameters")]
+    hidden = []
+    while optional and sum(widths[name] + 3 for name in names) + 1 > console.width:
+        hidden.append(optional.pop(0))
+        names.remove(hidden[-1])
+    table = Table(header_style="bold")
+    for name in names:
+        table.add_column(name, no_wrap=True, justify="left" if name == "variant" else "right")
+    for row in cells:
+        table.add_row(*(row[name] for name in names))
     console.print(table)
-    console.print(comparison.verdict, soft_wrap=False)
+    if hidden:
+        console.print(f"[dim]in a wider terminal, and on the page: {', '.join(reversed(hidden))}[/dim]")
+    console.print(comparison.verdict)
+
+
+def _cells(comparison: Comparison, run: Run) -> dict[str, str]:
+    """A run's row by column, in order of importance."""
+    made, headline = run.record, comparison.headline
+    own = {headline: interval(run.score(headline))} if headline else {}
+    return {
+        "variant": made["variant"],
+        "seed": str(made["seed"]),
+        **own,
+        "parameters": f"{made['parameters']['total']:,}",
+        "minutes": f"{made['wall_time_s'] / 60:.1f}",
+        "FLOPs/sample": short(made["flops_per_sample"]),
+        **{name: number((run.score(name) or {}).get("value"), digits_for(name)) for name in shown_columns(comparison)},
+        "active": short(made["parameters"]["active_per_token"]),
+    }
 
 
 def print_description(described: Mapping[str, Any], console: Console | None = None) -> None:

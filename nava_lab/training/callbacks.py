@@ -86,7 +86,8 @@ def averaging(training: Training) -> list[pl.Callback]:
 class Checkpoints(ModelCheckpoint):
     """The two newest checkpoints, each written whole or not at all by Lightning.
 
-    They fall one step after the moments of validation, never on one: a run killed between a checkpoint and the validation
+    With equal counts of checkpoints and validations (the default, at two steps or more between them) they fall one step after a
+    validation, never on one: a run killed between a checkpoint and the validation
     of the same step would resume past that validation and its line would be missing from the log.
     """
 

@@ -151,9 +151,8 @@ def _multirun(overrides: list[str]) -> list[Path]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     from nava_lab.config import CONFIGS, ConfigError, check_choices, explain, load, register, typed
-    from nava_lab.study.build import parts
     from nava_lab.study.identity import run_name
-    from nava_lab.study.run import run
+    from nava_lab.study.run import prepared, run
 
     try:
         check_choices(overrides)
@@ -166,8 +165,7 @@ def _multirun(overrides: list[str]) -> list[Path]:
     folders = []
     for job in jobs:
         config = load(job)
-        config.world.prepare()
-        parts(config)
+        prepared(config)
         if config.trainer.strategy == "ddp" and config.trainer.devices not in (1, "1"):
             raise ConfigError(
                 "trainer.strategy=ddp starts this whole multirun again on every device; use ddp_fork, or one run at a time"

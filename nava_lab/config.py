@@ -68,7 +68,11 @@ class Attention:
 
 @dataclass
 class Machine:
-    """What a run trains on; precision "auto" is bf16-mixed on a GPU and fp32 on CPU."""
+    """What a run trains on.
+
+    "auto" is settled when the config is read, so that a run's identity says what it ran on: CUDA where there is one (worlds
+    are rendered in float64, which Apple's GPUs lack), all of its devices, bf16-mixed there and fp32 on CPU.
+    """
 
     accelerator: str = "auto"
     devices: Any = 1
@@ -253,8 +257,27 @@ def typed(composed_config: DictConfig) -> Config:
     shortcuts = {key.split(".")[0] for key in parts["world"].SHORTCUTS}
     for key in set(plain) - names - shortcuts:
         raise ConfigError(f"there is no setting {key}; {nearest(str(key), sorted(names))}")
+    plain["trainer"] |= settled(parts["trainer"])
+    parts["trainer"] = dataclasses.replace(parts["trainer"], **settled(parts["trainer"]))
     resolved = {name: plain[name] for name in plain if name in names}
     return Config(**{name: parts[name] for name in names}, resolved=resolved)
+
+
+def settled(machine: Machine) -> dict[str, Any]:
+    """What "auto" means on this machine."""
+    import torch
+
+    accelerator, devices, precision = machine.accelerator, machine.devices, machine.precision
+    if accelerator == "auto":
+        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    on_gpu = accelerator in ("gpu", "cuda")
+    if on_gpu:
+        accelerator = "cuda"
+    if devices in ("auto", -1, "-1"):
+        devices = max(1, torch.cuda.device_count()) if on_gpu else 1
+    if precision == "auto":
+        precision = "bf16-mixed" if on_gpu else "32-true"
+    return {"accelerator": accelerator, "devices": devices, "precision": precision}
 
 
 def from_file(path: Path, overrides: Sequence[str] = ()) -> Config:

@@ -172,6 +172,9 @@ def _inside(folder: str) -> Callable[[], list[Path]]:
 def variant_folders() -> list[Path]:
     """The project's ``variants/``, the current folder's, and those that the environment variable NAVA_VARIANTS names."""
     named = [Path(part) for part in os.environ.get(VARIANTS_ENV, "").split(os.pathsep) if part]
+    for folder in named:
+        if not folder.is_dir():
+            raise ValueError(f"{VARIANTS_ENV} names {folder}, which is no folder")
     folders = [PACKAGE.parent / "variants", Path.cwd() / "variants", *named]
     return list(dict.fromkeys(folder.resolve() for folder in folders if folder.is_dir()))
 

@@ -6,11 +6,12 @@ the seed is the unit).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import bootstrap
+from scipy.stats import DegenerateDataWarning, bootstrap
 
 RESAMPLES = 2000
 CHUNK = 100
@@ -48,16 +49,21 @@ def over_clips(statistic: Statistic, n: int) -> Score:
         np.add.at(weights, (np.arange(len(rows))[:, None], rows), 1)
         return statistic(weights).reshape(np.shape(index)[:-1])
 
-    found = bootstrap(
-        (np.arange(n),),
-        of_indices,
-        n_resamples=RESAMPLES,
-        batch=CHUNK,
-        method="percentile",
-        vectorized=True,
-        rng=np.random.default_rng(0),
-    )
-    return Score(value, float(found.confidence_interval.low), float(found.confidence_interval.high), n)
+    # Resamples in which the statistic is undefined (no matched event, say) say nothing about its value and are left out.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegenerateDataWarning)
+        found = bootstrap(
+            (np.arange(n),),
+            of_indices,
+            n_resamples=RESAMPLES,
+            batch=CHUNK,
+            method="percentile",
+            vectorized=True,
+            rng=np.random.default_rng(0),
+        )
+    defined = found.bootstrap_distribution[np.isfinite(found.bootstrap_distribution)]
+    low, high = np.percentile(defined, (2.5, 97.5)) if len(defined) else (float("nan"), float("nan"))
+    return Score(value, float(low), float(high), n)
 
 
 def mean_score(values: np.ndarray) -> Score:

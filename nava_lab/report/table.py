@@ -10,7 +10,8 @@ from rich.table import Table
 
 from nava_lab.report.compare import Comparison, Run
 
-COLUMNS = ("f1@80ms", "f1_shuffled@80ms", "sync_error_ms", "bias_ms", "count_error", "class_accuracy", "loss")
+# These first, then whatever else was scored, by name; what does not fit a terminal is on the page.
+FIRST = ("f1@80ms", "f1_shuffled@80ms", "sync_error_ms", "bias_ms", "count_error", "class_accuracy", "loss")
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -25,7 +26,7 @@ def interval(score: Mapping[str, float] | None, digits: int = 3) -> str:
 
 
 def digits_for(name: str) -> int:
-    return 1 if name.endswith("_ms") else 2 if name in ("count_error", "class_accuracy") else 3
+    return 1 if name.endswith("_ms") else 3
 
 
 def short(count: float) -> str:
@@ -36,7 +37,9 @@ def short(count: float) -> str:
 
 
 def shown_columns(comparison: Comparison) -> list[str]:
-    return [name for name in COLUMNS if name != comparison.headline and any(run.score(name) for run in comparison.runs)]
+    """Every score that some run has, the headline apart."""
+    scored = {name for run in comparison.runs for name in run.record["scores"]} - {comparison.headline}
+    return [name for name in FIRST if name in scored] + sorted(scored - set(FIRST))
 
 
 def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
@@ -72,8 +75,8 @@ def _cells(comparison: Comparison, run: Run) -> dict[str, str]:
         "parameters": f"{made['parameters']['total']:,}",
         "minutes": f"{made['wall_time_s'] / 60:.1f}",
         "FLOPs/sample": short(made["flops_per_sample"]),
-        **{name: number((run.score(name) or {}).get("value"), digits_for(name)) for name in shown_columns(comparison)},
         "active": short(made["parameters"]["active_per_token"]),
+        **{name: number((run.score(name) or {}).get("value"), digits_for(name)) for name in shown_columns(comparison)},
     }
 
 

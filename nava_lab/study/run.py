@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 import yaml
+from filelock import FileLock, Timeout
+from lightning.pytorch.utilities import rank_zero_only
 from safetensors.torch import load_file, save_file
 
 from nava_lab.config import Config, ConfigError, from_file
@@ -75,28 +78,55 @@ def identify(config: Config) -> dict[str, str]:
     }
 
 
+def prepared(config: Config) -> Parts:
+    """Make the data ready and build what a run needs; whatever would fail after training is refused here."""
+    config.world.prepare()
+    held_out = config.world.count("test")
+    if held_out is not None and held_out < 2:
+        raise ConfigError(f"world {config.world.name} holds out {held_out} clips for the test, and scores need at least 2")
+    return parts(config)
+
+
 def run(config: Config, tell: Tell = print) -> Path:
     """Train, sample and score; continue a killed run, and leave a finished one as it is. Returns the run's folder."""
-    config.world.prepare()
-    built = parts(config)
+    built = prepared(config)
     identity = identify(config)
     folder = Path(config.output.root) / run_name(config.resolved, identity["data"])
     if not _ours(folder, identity, tell):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(yaml.safe_dump(dict(config.resolved), sort_keys=False), encoding="utf-8")
         record.write_json(folder / "identity.json", identity)
-    if (folder / record.NAME).exists():
-        tell(f"{folder.name}: already finished, nothing to do")
-        return folder
-    if not (folder / "model.safetensors").exists():
-        train(config, built, folder, tell)
-    if _first_process():
-        score(config, folder, tell, built)
+    with _alone(folder):
+        if (folder / record.NAME).exists():
+            tell(f"{folder.name}: already finished, nothing to do")
+            return folder
+        if not (folder / "model.safetensors").exists():
+            train(config, built, folder, tell)
+        if not _leave_group():
+            score(config, folder, tell, built)
     return folder
 
 
-def _first_process() -> bool:
-    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Two processes must not write one run; the processes of one distributed training count as one."""
+    if getattr(rank_zero_only, "rank", 0):
+        yield
+        return
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise ConfigError(f"{folder} is being trained by another process; wait for it, or change a setting") from None
+
+
+def _leave_group() -> int:
+    """End a distributed training's process group, so that the first process may go on alone; returns this one's rank."""
+    if not torch.distributed.is_initialized():
+        return 0
+    rank = torch.distributed.get_rank()
+    torch.distributed.destroy_process_group()
+    return rank
 
 
 def _ours(folder: Path, identity: dict[str, str], tell: Tell) -> bool:
@@ -129,20 +159,14 @@ def train(config: Config, built: Parts, folder: Path, tell: Tell = print) -> Non
         callbacks.append(Progress(config.training.steps, f"{config.variant.name} s{config.seed}"))
     callbacks += checkpoints(folder / "checkpoints", config.training)
     machine = config.trainer
-    # "auto" means CUDA or CPU: the worlds are rendered in float64, which Apple's GPUs lack.
-    accelerator = machine.accelerator
-    if accelerator == "auto":
-        accelerator = "cuda" if torch.cuda.is_available() else "cpu"
-    on_gpu = accelerator in ("gpu", "cuda")
-    precision = machine.precision if machine.precision != "auto" else "bf16-mixed" if on_gpu else "32-true"
     try:
         trainer = pl.Trainer(
             max_steps=config.training.steps,
             max_epochs=-1,
-            accelerator=accelerator,
+            accelerator=machine.accelerator,
             devices=machine.devices,
             strategy=machine.strategy,
-            precision=precision,  # type: ignore[arg-type]
+            precision=machine.precision,  # type: ignore[arg-type]
             gradient_clip_val=config.training.clip_norm,
             callbacks=callbacks,
             logger=make_logger(config.logger.kind, config.logger.project, folder),
@@ -234,8 +258,8 @@ def _captions(config: Config, result: Result) -> list[str]:
 
 
 def _device(config: Config) -> torch.device:
-    wanted = config.trainer.accelerator
-    return torch.device("cuda" if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu")
+    """Where a run is scored and sampled: on the kind of device that it was trained on, or CPU where that is missing."""
+    return torch.device("cuda" if config.trainer.accelerator == "cuda" and torch.cuda.is_available() else "cpu")
 
 
 def _bar(shown: bool, name: str) -> Callable[[str, int, int], None] | None:

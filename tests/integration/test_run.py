@@ -148,6 +148,37 @@ def test_multirun_runs_every_value(tmp_path):
     assert all("cross_modal_use" in record["scores"] for record in records)
 
 
+def test_two_processes_train_what_one_does(tmp_path):
+    """The same clips in the same steps, the gradients summed in another order; one log, one record, one set of previews."""
+    both = {}
+    for folder, machine in (("one", []), ("two", ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"])):
+        (tmp_path / folder).mkdir()
+        command = [sys.executable, "-m", "nava_lab", "train", "variant=unified", "training.steps=12", *SMALL, *machine]
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=tmp_path / folder, capture_output=True, text=True, env=env, timeout=400)
+        assert done.returncode == 0, done.stderr
+        both[folder] = only_run(tmp_path / folder)
+    one, two = (
+        [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()] for path in (both["one"], both["two"])
+    )
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    for mine, other in zip(one, two, strict=True):
+        assert {key: pytest.approx(value, rel=1e-3) for key, value in mine.items()} == other
+    records = [json.loads((path / "record.json").read_text()) for path in both.values()]
+    assert records[0]["samples_seen"] == records[1]["samples_seen"] == 12 * 8
+    assert records[0]["scores"].keys() == records[1]["scores"].keys()
+    assert both["one"].name != both["two"].name  # the machine is part of a run's identity
+
+
+def test_one_run_is_not_written_by_two_processes(finished):
+    from filelock import FileLock
+
+    with FileLock(finished / ".lock"):
+        done = nava("train", "variant=unified", "training.steps=24", *SMALL, cwd=finished.parent.parent, check=False)
+    assert done.returncode == 2
+    assert "being trained by another process" in done.stderr
+
+
 TOY_BLOCK = '''
 """A block that only mixes within each token."""
 from dataclasses import dataclass

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from nava_lab.registry import ALL, Registry, UnknownName, variants
+from nava_lab.registry import ALL, Registry, UnknownName, variant_folders, variants
 
 
 @pytest.mark.parametrize("registry", ALL, ids=lambda registry: registry.kind)
@@ -37,3 +37,9 @@ def test_a_file_that_does_not_parse_is_named(tmp_path):
 def test_listing_imports_nothing_heavy():
     code = "import sys, nava_lab.cli as c; c.main(['train', '--help']); assert not {'torch', 'lightning', 'hydra'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_a_folder_of_variants_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setenv("NAVA_VARIANTS", "/nowhere/at/all")
+    with pytest.raises(ValueError, match="NAVA_VARIANTS names /nowhere/at/all"):
+        variant_folders()

@@ -324,3 +324,11 @@ def test_every_knob_changes_the_data(world: Clips, field: str) -> None:
         {name: part.tokens for name, part in each.batch("train", torch.arange(16)).streams.items()} for each in (world, other)
     )
     assert any(here[name].shape != there[name].shape or not torch.equal(here[name], there[name]) for name in here)
+
+
+def test_a_run_without_test_windows_is_refused_before_training(films: Path) -> None:
+    from nava_lab.config import load
+    from nava_lab.study.run import prepared
+
+    with pytest.raises(ValueError, match="holds out 0 clips for the test"):
+        prepared(load(["world=clips", f"clips.path={films}", "world.test_share=0"]))

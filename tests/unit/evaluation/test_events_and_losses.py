@@ -1,0 +1,78 @@
+"""The metrics of events and of denoising against hand-worked cases."""
+
+import numpy as np
+import pytest
+import torch
+
+from nava_lab.evaluation.score import over_clips, weighted_median
+from nava_lab.registry import metrics, worlds
+from nava_lab.streams import Batch, Stream
+from nava_lab.worlds.base import Events
+
+NO_TEXT = Stream(torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1, 3))
+
+
+def events(*kinds):
+    """Clips given as rows of kinds; -1 marks no event."""
+    kind = torch.tensor(kinds)
+    real = kind >= 0
+    seconds = torch.arange(kind.shape[1]).expand_as(kind).double()
+    return Events(seconds, kind.clamp(min=0), real.double(), real)
+
+
+def test_event_statistics_worked_by_hand():
+    metric = metrics.get("events")(worlds.get("pulse")())
+    extra = {"real": torch.tensor([[True, True], [True, False]]), "kind": torch.tensor([2, 3])}
+    made = {"video": events([2, 2, 1], [3, -1, -1]), "audio": events([2, -1, -1], [3, 3, -1])}
+    metric.update_samples(Batch({}, NO_TEXT, torch.arange(2), extra), made)
+    scores = {name: score.value for name, score in metric.compute().items()}
+    assert scores["count_error"] == pytest.approx((2 + 1) / 2)
+    assert scores["event_rate_video"] == pytest.approx(4 / 3)
+    assert scores["event_rate_audio"] == pytest.approx(3 / 3)
+    assert scores["class_accuracy"] == pytest.approx(6 / 7)
+    # Made: kinds 1, 2, 3 as 1, 3, 3 of 7. True: kind 2 twice, kind 3 once.
+    assert scores["class_drift"] == pytest.approx(0.5 * (1 / 7 + abs(3 / 7 - 2 / 3) + abs(3 / 7 - 1 / 3)))
+
+
+def losses_of(metric, index, video, audio):
+    level = torch.full((len(index),), 0.5)
+    metric.update_losses(
+        Batch({}, NO_TEXT, torch.tensor(index)),
+        {"video": torch.tensor(video), "audio": torch.tensor(audio)},
+        {"video": level, "audio": level},
+    )
+
+
+def test_loss_is_the_mean_over_clips_and_modalities_and_counts_a_clip_once():
+    metric = metrics.get("loss")(worlds.get("gaussian")())
+    losses_of(metric, [1, 0], [1.0, 2.0], [3.0, 4.0])
+    losses_of(metric, [0], [2.0], [4.0])  # as a distributed sampler repeats it
+    scores = metric.compute()
+    assert {name: score.value for name, score in scores.items()} == pytest.approx(
+        {"loss": 2.5, "loss_video": 1.5, "loss_audio": 3.5}
+    )
+    assert scores["loss"].n == 2
+    assert metric.per_clip()["loss_video"].tolist() == [2.0, 1.0]
+
+
+def test_use_is_nought_for_the_best_unimodal_model_and_one_for_the_best_of_all():
+    world = worlds.get("gaussian")(rho=0.9)
+    level = torch.tensor([0.3, 0.8])
+    alone, best = (world.bayes_loss({"video": level, "audio": level}, joint=joint) for joint in (False, True))
+
+    def use(share):
+        metric = metrics.get("use")(world)
+        model = {name: alone[name] + share * (best[name] - alone[name]) for name in alone}
+        metric.update_losses(Batch({}, NO_TEXT, torch.arange(2)), model, {"video": level, "audio": level})
+        return metric.compute()["cross_modal_use"].value
+
+    for share in (0.0, 0.4, 1.0):
+        assert use(share) == pytest.approx(share, abs=1e-9)
+
+
+def test_an_interval_leaves_out_resamples_that_say_nothing():
+    values = np.array([10.0, 30.0])
+    owners = np.array([0, 1])
+    score = over_clips(lambda weights: weighted_median(values, weights[:, owners]), 6)  # four clips without a match
+    assert score.value == 20
+    assert (score.low, score.high) == (10, 30)

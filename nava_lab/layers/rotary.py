@@ -10,6 +10,7 @@ Shape letters: b batch, n tokens, h heads, e channels of a head, p = e / 2 pairs
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +48,18 @@ class Clock:
         angle = torch.cat(angles, -1).repeat_interleave(2, -1).unsqueeze(2)
         sign = torch.tensor((-1.0, 1.0), device=angle.device).repeat(head_dim // 2)
         return angle.cos(), angle.sin() * sign
+
+
+class TimeClock(Clock):
+    """The clock where no stream has rows or columns: every channel of a head tells time, as in an exchange between towers."""
+
+    def table(self, positions: Float[Tensor, "b n 3"], head_dim: int, time_only: bool = False) -> Table:
+        return super().table(positions, head_dim, time_only=True)
+
+
+def clock_for(clock: Clock, grids: Iterable[tuple[int, int]]) -> Clock:
+    """The clock that suits streams of these grids; channels kept for rows and columns that nobody has would be lost."""
+    return clock if any(grid != (1, 1) for grid in grids) else TimeClock(clock.hz, clock.theta)
 
 
 def split(head_dim: int) -> tuple[int, int, int]:

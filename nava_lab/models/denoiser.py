@@ -18,6 +18,7 @@ from nava_lab.attention import Cut, Mask, Padding, Window
 from nava_lab.blocks.base import CONDITIONING, EMBEDDERS, HEADS, Dims, Given, PerModality, tag
 from nava_lab.conditioning.text import TextEncoder
 from nava_lab.layers.modulation import LevelEmbedding, ModulationTable, modulate
+from nava_lab.layers.rotary import clock_for
 from nava_lab.models.variant import Size, Variant
 from nava_lab.streams import TEXT, Interface, Stream
 
@@ -62,7 +63,7 @@ class Denoiser(nn.Module):
         backend: str = "sdpa",
     ):
         super().__init__()
-        self.clock = variant.clock
+        self.clock = clock_for(variant.clock, (spec.grid for spec in interface.modalities.values()))
         self.window_s = window_s
         self.backend = backend
         self.generated = tuple(interface.modalities)

@@ -10,7 +10,7 @@ from nava_lab.budget.measure import owned
 from nava_lab.models.denoiser import Denoiser, count_parameters
 from nava_lab.models.variant import Size
 from nava_lab.registry import variants
-from nava_lab.streams import Stream
+from nava_lab.streams import Interface, ModalitySpec, Stream, TextSpec
 from tests.conftest import INTERFACE, Inputs, lively
 
 ALL = variants.names()
@@ -227,3 +227,16 @@ def test_flops_budgets_are_met(name):
 def test_an_impossible_budget_says_what_is_possible(name):
     with pytest.raises(ValueError, match=r"possible is [\d,]+ to [\d,]+"):
         solve(make(name, depth=30), INTERFACE, Budget(parameters=1_000))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_streams_without_rows_and_columns_spend_all_channels_on_time(name):
+    """Where every grid is (1, 1), no channel of a head may stand still as time passes."""
+    from nava_lab.layers.rotary import Clock, TimeClock
+
+    assert type(lively(make(name)).clock) is TimeClock
+    grids = Interface({"video": ModalitySpec(6, 8, 0.08, (2, 2)), "audio": ModalitySpec(4, 7, 0.05)}, TextSpec(3, 9))
+    assert type(Denoiser(make(name), grids, Size(24, 40)).clock) is Clock
+    positions = torch.tensor([[[0.0, 0.0, 0.0], [0.5, 0.0, 0.0]]])
+    cosines, _ = TimeClock().table(positions, 24)
+    assert (cosines[0, 0] != cosines[0, 1]).all()

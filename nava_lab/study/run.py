@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from safetensors.torch import load_file, save_file
 from nava_lab.config import Config, ConfigError, from_file
 from nava_lab.evaluation.previews import write_previews
 from nava_lab.evaluation.protocol import Result, evaluate
+from nava_lab.evaluation.score import Score
 from nava_lab.models.denoiser import Denoiser
 from nava_lab.registry import metrics
 from nava_lab.rng import stable_seed
@@ -83,7 +84,9 @@ def prepared(config: Config) -> Parts:
     config.world.prepare()
     held_out = config.world.count("test")
     if held_out is not None and held_out < 2:
-        raise ConfigError(f"world {config.world.name} holds out {held_out} clips for the test, and scores need at least 2")
+        raise ConfigError(
+            f"world {config.world.name} holds out {held_out} clips for the test and scores need 2: raise world.test_share"
+        )
     return parts(config)
 
 
@@ -92,11 +95,12 @@ def run(config: Config, tell: Tell = print) -> Path:
     built = prepared(config)
     identity = identify(config)
     folder = Path(config.output.root) / run_name(config.resolved, identity["data"])
-    if not _ours(folder, identity, tell):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(yaml.safe_dump(dict(config.resolved), sort_keys=False), encoding="utf-8")
-        record.write_json(folder / "identity.json", identity)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
+        if not _ours(folder, identity, tell):
+            folder.mkdir(exist_ok=True)
+            (folder / "config.yaml").write_text(yaml.safe_dump(dict(config.resolved), sort_keys=False), encoding="utf-8")
+            record.write_json(folder / "identity.json", identity)
         if (folder / record.NAME).exists():
             tell(f"{folder.name}: already finished, nothing to do")
             return folder
@@ -114,7 +118,7 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
         return
     try:
-        with FileLock(folder / ".lock", timeout=0):
+        with FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0):
             yield
     except Timeout:
         raise ConfigError(f"{folder} is being trained by another process; wait for it, or change a setting") from None
@@ -187,13 +191,14 @@ def train(config: Config, built: Parts, folder: Path, tell: Tell = print) -> Non
     if newest is not None:
         tell(f"{folder.name}: continuing from {newest.name}")
     try:
-        trainer.fit(module, WorldData(config.world, config.training), ckpt_path=newest, weights_only=True)
+        trainer.fit(module, WorldData(config.world, config.training, config.seed), ckpt_path=newest, weights_only=True)
     except SystemExit:  # how Lightning ends after Ctrl-C
         raise KeyboardInterrupt from None
     if trainer.is_global_zero:
         weights = {name: part.detach().cpu().contiguous() for name, part in module.network.state_dict().items()}
         temporary = folder / ".model.tmp"
         save_file(weights, temporary, metadata={"wall_time_s": f"{clock.seconds:.3f}", "steps": str(trainer.global_step)})
+        temporary.chmod(0o644)  # safetensors writes files that their owner alone can read
         temporary.replace(folder / "model.safetensors")
 
 
@@ -222,8 +227,13 @@ def load_model(folder: Path, config: Config | None = None, tell: Tell = print) -
     return model.eval(), int(saved["global_step"]), float(seconds)
 
 
-def score(config: Config, folder: Path, tell: Tell = print, built: Parts | None = None, write: bool = True) -> dict[str, Any]:
-    """Sample, score and (if the run is finished) write previews and the record; returns the record."""
+def score(
+    config: Config, folder: Path, tell: Tell = print, built: Parts | None = None, into: Path | None = None
+) -> dict[str, Any]:
+    """Sample, score and write previews, per-clip values and (if the run is finished) the record; returns the record.
+
+    ``into`` is where they go if not into the run's own folder: a scoring by other settings, which ``compare`` takes like a run.
+    """
     built = built or parts(config)
     model, steps, seconds = load_model(folder, config, tell)
     device = _device(config)
@@ -240,14 +250,15 @@ def score(config: Config, folder: Path, tell: Tell = print, built: Parts | None 
         progress=_bar(config.output.progress, folder.name),
     )
     made = _record(config, built, folder, steps, seconds, result, str(device), tell)
-    if write:
-        names = write_previews(
-            folder / "previews", config.world, result.first, _captions(config, result), config.evaluation.previews
-        )
-        tell(f"{folder.name}: {len(names)} previews in {folder / 'previews'}")
-        record.write_json(folder / "per_clip.json", {key: np.asarray(part).tolist() for key, part in result.per_clip.items()})
-        if steps >= config.training.steps:
-            record.write_json(folder / record.NAME, made)
+    folder = into or folder
+    if into is not None:
+        into.mkdir(parents=True, exist_ok=True)
+        (into / "config.yaml").write_text(yaml.safe_dump(dict(config.resolved), sort_keys=False), encoding="utf-8")
+    names = write_previews(folder / "previews", config.world, result.first, _captions(config, result), config.evaluation.previews)
+    tell(f"{folder.name}: {len(names)} previews in {folder / 'previews'}")
+    record.write_json(folder / "per_clip.json", {key: np.asarray(part).tolist() for key, part in result.per_clip.items()})
+    if steps >= config.training.steps:
+        record.write_json(folder / record.NAME, made)
     return made
 
 
@@ -327,8 +338,13 @@ def _record(
         },
         "headline": config.world.headline,
         "higher_is_better": _higher_is_better(config),
-        "scores": {
-            name: {key: value if value == value else None for key, value in part.to_dict().items()}
-            for name, part in result.scores.items()
-        },
+        "scores": _as_json(result.scores),
+        "truth": _as_json(result.truth),
+    }
+
+
+def _as_json(scores: Mapping[str, Score]) -> dict[str, Any]:
+    """Scores as plain values, null where a number is not defined."""
+    return {
+        name: {key: value if value == value else None for key, value in part.to_dict().items()} for name, part in scores.items()
     }

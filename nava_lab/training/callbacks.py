@@ -84,14 +84,9 @@ def averaging(training: Training) -> list[pl.Callback]:
 
 
 class Checkpoints(ModelCheckpoint):
-    """The two newest checkpoints, each written whole or not at all by Lightning.
+    """The two newest checkpoints, each written whole or not at all by Lightning, after the steps ``moments``."""
 
-    With equal counts of checkpoints and validations (the default, at two steps or more between them) they fall one step after a
-    validation, never on one: a run killed between a checkpoint and the validation
-    of the same step would resume past that validation and its line would be missing from the log.
-    """
-
-    def __init__(self, folder: Path, every: int):
+    def __init__(self, folder: Path, moments: frozenset[int]):
         super().__init__(
             folder,
             filename="{step:07d}",
@@ -102,18 +97,18 @@ class Checkpoints(ModelCheckpoint):
             every_n_train_steps=1,
             save_on_train_epoch_end=False,
         )
-        self.every = every
+        self.moments = moments
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.every == 1 or (trainer.global_step > 1 and trainer.global_step % self.every == 1):
+        if trainer.global_step in self.moments:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
 
 def checkpoints(folder: Path, training: Training) -> list[pl.Callback]:
     """The checkpoint callback, unless switched off."""
-    return [Checkpoints(folder, training.every(training.checkpoints))] if training.checkpoints else []
+    return [Checkpoints(folder, training.saved_after())] if training.checkpoints else []
 
 
 def newest_checkpoint(folder: Path, tell: Any) -> Path | None:

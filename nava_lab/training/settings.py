@@ -25,7 +25,7 @@ class Training:
         checkpoints: how often the run is saved on the way, evenly spread; 0 for never.
     """
 
-    steps: int = 500
+    steps: int = 400
     batch_size: int = 64
     lr: float = 3e-3
     warmup: float = 0.1
@@ -53,6 +53,21 @@ class Training:
         """Share of the peak learning rate at a step."""
         warm = max(1, round(self.warmup * self.steps))
         return min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.steps)))
+
+    def saved_after(self) -> frozenset[int]:
+        """The steps after which the run is saved: evenly spread between start and end, and never on a validation's step.
+
+        A run killed between a checkpoint and the validation of the same step would resume past that validation, and its line
+        would be missing from the log.
+        """
+        every = self.every(self.validations)
+        moments = set()
+        for number in range(1, self.checkpoints + 1):
+            step = max(1, round(number * self.steps / (self.checkpoints + 1)))
+            while every > 1 and step % every == 0:
+                step += 1
+            moments.add(step)
+        return frozenset(moments)
 
     def every(self, times: int) -> int:
         """Steps between ``times`` evenly spread moments."""

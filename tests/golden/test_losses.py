@@ -40,7 +40,7 @@ def twenty_steps(name, tmp_path):
         max_steps=20, accelerator="cpu", callbacks=[kept], gradient_clip_val=config.training.clip_norm, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
     )  # fmt: skip
-    trainer.fit(module, WorldData(config.world, config.training))
+    trainer.fit(module, WorldData(config.world, config.training, config.seed))
     return kept.losses
 
 

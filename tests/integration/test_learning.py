@@ -28,4 +28,5 @@ def test_pulse_is_learnt_and_cut_models_are_at_chance(name, tmp_path):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_gaussian_use_is_above_one_half_and_nil_when_cut(name, tmp_path):
     assert scores(tmp_path, f"variant={name}", "world=gaussian")["cross_modal_use"]["low"] > 0.5
-    assert scores(tmp_path, f"variant={name}", "world=gaussian", "experiment=cut")["cross_modal_use"]["high"] < 0.05
+    cut = scores(tmp_path, f"variant={name}", "world=gaussian", "experiment=cut")["cross_modal_use"]["value"]
+    assert -0.1 < cut < 0.05  # a model that cannot look is a little worse than the best that cannot

@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(USAGE + _catalogue(short=name not in ("train", "describe", "demo")))
             return
         COMMANDS[name](rest)
-    except (ValueError, UnknownName, OSError, FloatingPointError, SyntaxError) as error:
+    except (ValueError, UnknownName, OSError, FloatingPointError, SyntaxError, MemoryError) as error:
         if os.environ.get("NAVA_DEBUG"):
             raise
         _fail(str(error))
@@ -181,7 +181,7 @@ def _multirun(overrides: list[str]) -> list[Path]:
         config = typed(composed)  # type: ignore[arg-type]
         try:
             run(config, _tell)
-        except (ValueError, FloatingPointError, OSError) as error:
+        except (ValueError, FloatingPointError, OSError, RuntimeError) as error:
             failed.append(f"{config.variant.name} seed {config.seed}: {error}")
             _tell(f"failed: {failed[-1]}")
 
@@ -230,13 +230,17 @@ def score(arguments: list[str]) -> None:
             raise ValueError(f"{part}: a run is scored as it was trained; only evaluation.* can be changed")
     from nava_lab.config import from_file
     from nava_lab.report.table import digits_for, interval
+    from nava_lab.study.identity import run_hash
     from nava_lab.study.run import score as score_run
 
     config = from_file(folder / "config.yaml", overrides)
     config.world.prepare()
-    made = score_run(config, folder, _tell, write=not overrides)
+    own = run_hash(config.resolved, config.world.data_version())
+    into = folder / "scores" / own if own not in folder.name else None
+    made = score_run(config, folder, _tell, into=into)
     for name, value in made["scores"].items():
         print(f"{name:20} {interval(value, digits_for(name))}  n={value['n']}")
+    print(into or folder)
 
 
 def compare(arguments: list[str]) -> None:

@@ -32,7 +32,7 @@ class Budget:
         hidden: a fixed feed-forward width; needs ``width``.
     """
 
-    parameters: int | None = 1_000_000
+    parameters: float | None = 1_000_000
     flops: float | None = None
     width: int | None = None
     hidden: int | None = None
@@ -42,6 +42,12 @@ class Budget:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"budget.{name}={value} must be positive")
+        if self.parameters is not None:
+            if self.parameters != int(self.parameters):
+                raise ValueError(f"budget.parameters={self.parameters} must be a whole number")
+            object.__setattr__(self, "parameters", int(self.parameters))
+        if self.flops is not None and self.hidden is not None:
+            raise ValueError("budget.flops has no say beside budget.width and budget.hidden; leave one of them out")
         if self.hidden is not None and self.width is None:
             raise ValueError("budget.hidden needs budget.width: a feed-forward width alone is no size")
         if self.hidden is None and self.flops is None and self.parameters is None:
@@ -173,6 +179,8 @@ def _legal_widths(total: _Totals) -> list[int]:
 def _widths_around(total: _Totals, ratio: float, target: float) -> list[int]:
     """Legal widths whose total at the variant's own ratio brackets the target, with neighbours."""
     widths = _legal_widths(total)
+    if not widths:
+        return []
     low, high = 0, len(widths) - 1
     while low < high:
         middle = (low + high) // 2
@@ -184,12 +192,19 @@ def _widths_around(total: _Totals, ratio: float, target: float) -> list[int]:
 
 
 def _impossible(total: _Totals, variant: Variant, budget: Budget, target: float, widths: list[int]) -> str:
+    if not widths:
+        raise ValueError(f"variant.heads={variant.heads} divides no width up to {WIDEST}; fewer heads, or 0 to choose by width")
     spans = []
     for width in widths if budget.width is not None else [_legal_widths(total)[0], _legal_widths(total)[-1]]:
         spans += [total(width, max(1, round(RATIOS[0] * width))), total(width, round(RATIOS[1] * width))]
     fixed = f" at width {budget.width}" if budget.width is not None else ""
     remedy = "budget.width" if budget.width is not None else "the depth"
+    if budget.width is None and min(spans) <= target <= max(spans):
+        near = sorted(total(width, hidden) for width in widths if (hidden := total.hidden_for(width, target)) is not None)
+        shown = f"this depth makes coarse steps, the nearest totals are {', '.join(f'{part:,}' for part in near)}"
+    else:
+        shown = f"possible is {min(spans):,} to {max(spans):,}"
     return (
         f"budget.{budget.kind}={target:,.0f} cannot be met by {getattr(variant, 'name', 'this variant')} with depth "
-        f"{variant.depth}{fixed}: possible is {min(spans):,} to {max(spans):,}; change the budget or {remedy}"
+        f"{variant.depth}{fixed}: {shown}; change the budget or {remedy}"
     )

@@ -14,7 +14,7 @@ from nava_lab.evaluation.score import Score
 from nava_lab.streams import Batch
 from nava_lab.worlds.base import Events, World
 
-MOST = 32  # events per clip that a metric keeps, so that processes with different clips can be concatenated
+MOST = 512  # events per clip that a metric keeps, so that processes with different clips can be concatenated
 
 
 class WorldMetric(Metric):

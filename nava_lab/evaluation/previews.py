@@ -50,15 +50,16 @@ def _draw(path: Path, clip: Clip, onsets: Mapping[str, np.ndarray], caption: str
     axes[0].imshow(np.concatenate(clip.frames[shown], 1), extent=(0, length, 0, 1), aspect="auto", interpolation="nearest")
     axes[0].set(yticks=[], ylabel="picture", title=caption)
     loud = bool(np.any(clip.sound))
-    axes[1].specgram(
-        clip.sound if loud else clip.sound + 1e-6,
-        NFFT=512,
-        noverlap=384,
-        Fs=clip.sample_rate,
-        cmap="magma",
-        vmin=-110,
-        vmax=-30,
-    )
+    with np.errstate(divide="ignore"):  # moments of exact silence
+        axes[1].specgram(
+            clip.sound if loud else clip.sound + 1e-6,
+            NFFT=512,
+            noverlap=384,
+            Fs=clip.sample_rate,
+            cmap="magma",
+            vmin=-110,
+            vmax=-30,
+        )
     axes[1].set(ylabel="sound (Hz)", ylim=(0, min(4000, clip.sample_rate / 2)))
     for height, name in enumerate(("audio", "video")):
         axes[2].plot(onsets.get(name, []), np.full(len(onsets.get(name, [])), height), "|", ms=16, mew=3, color=COLOURS[name])

@@ -47,9 +47,17 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Result:
-    """Scores by name, per-clip values for pairing, and the token values of the first clips for previews."""
+    """What an evaluation found.
+
+    Attributes:
+        scores: by name.
+        truth: the same of the true clips, decoded as the generated ones are: the most that the decoder lets anybody score.
+        per_clip: values for pairing runs.
+        first: token values of the first generated clips, for previews.
+    """
 
     scores: Mapping[str, Score]
+    truth: Mapping[str, Score]
     per_clip: Mapping[str, np.ndarray]
     first: Mapping[str, Tensor]
 
@@ -94,6 +102,7 @@ def evaluate(
 ) -> Result:
     """Score a network on a world by the world's own metrics."""
     chosen: list[WorldMetric] = [metrics.get(name)(world) for name in world.metrics]
+    exact = [metrics.get(metric.name)(world) for metric in chosen if metric.needs == "samples"]
     by_samples = [metric for metric in chosen if metric.needs == "samples"]
     by_losses = [metric for metric in chosen if metric.needs == "losses"]
     first: dict[str, list[Tensor]] = {}
@@ -108,6 +117,10 @@ def evaluate(
         events = world.events(made) if by_samples else {}
         for metric in by_samples:
             metric.update_samples(batch, events)
+        if exact:
+            events = world.events({name: stream.tokens for name, stream in batch.streams.items()})
+            for metric in exact:
+                metric.update_samples(batch, events)
         if sum(len(part) for part in next(iter(first.values()), [])) < keep:
             for name, part in made.items():
                 first.setdefault(name, []).append(part[:keep])
@@ -124,4 +137,7 @@ def evaluate(
     for metric in chosen:
         scores |= metric.compute()
         per_clip |= {f"{metric.name}.{key}": value for key, value in metric.per_clip().items()}
-    return Result(scores, per_clip, {name: torch.cat(parts)[:keep] for name, parts in first.items()})
+    truth: dict[str, Score] = {}
+    for metric in exact:
+        truth |= metric.compute()
+    return Result(scores, truth, per_clip, {name: torch.cat(parts)[:keep] for name, parts in first.items()})

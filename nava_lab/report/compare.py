@@ -7,7 +7,7 @@ data, budget, training length, scoring or code are shown side by side and not ra
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,27 @@ SEEDS_FOR_A_VERDICT = 8
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run as the report sees it."""
+    """A finished run as the report sees it; ``label`` is its variant with whatever settings tell it from others of that name."""
 
     folder: Path
     record: Mapping[str, Any]
     config: Mapping[str, Any]
     log: Sequence[Mapping[str, float]]
+    label: str = ""
 
     def score(self, name: str) -> Mapping[str, float] | None:
         return self.record["scores"].get(name)
+
+
+@dataclass(frozen=True)
+class OverSeeds:
+    """One label's headline over its seeds."""
+
+    label: str
+    seeds: int
+    mean: float
+    lowest: float
+    highest: float
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,27 @@ class Comparison:
     differences: Sequence[str]
     verdict: str
 
+    def truth(self) -> Mapping[str, Mapping[str, float]]:
+        """Scores of the true clips, where all runs were scored on the same; empty otherwise."""
+        found = [run.record.get("truth", {}) for run in self.runs]
+        return found[0] if all(part == found[0] for part in found) else {}
+
+    def over_seeds(self) -> list[OverSeeds]:
+        """The mean and range of the headline per label, best first; empty while no label has two seeds."""
+        groups: dict[str, dict[int, float]] = {}
+        for run in self.runs:
+            value = (run.score(self.headline) or {}).get("value")
+            if value is not None:
+                groups.setdefault(run.label, {})[run.record["seed"]] = value
+        if self.differences or not any(len(group) > 1 for group in groups.values()):
+            return []
+        sign = -1 if self.runs[0].record["higher_is_better"] else 1
+        rows = [
+            OverSeeds(label, len(group), sum(group.values()) / len(group), min(group.values()), max(group.values()))
+            for label, group in groups.items()
+        ]
+        return sorted(rows, key=lambda row: sign * row.mean)
+
 
 def load_run(folder: Path) -> Run:
     made = record.read(folder)
@@ -50,7 +83,7 @@ def load_run(folder: Path) -> Run:
 
 def compare(folders: Sequence[Path]) -> Comparison:
     """Load and judge; a run that is not finished is an error that says how to finish it."""
-    runs = [load_run(folder) for folder in dict.fromkeys(folders)]
+    runs = labelled([load_run(folder) for folder in dict.fromkeys(folders)])
     if not runs:
         raise record.BadRecord("nothing to compare: name at least one run's folder")
     headlines = {run.record["headline"] for run in runs}
@@ -59,6 +92,26 @@ def compare(folders: Sequence[Path]) -> Comparison:
     if not differences and headline:
         runs.sort(key=lambda run: _key(run, headline))
     return Comparison(runs, headline, differences, _verdict(runs, differences))
+
+
+def labelled(runs: Sequence[Run]) -> list[Run]:
+    """The runs with labels: settings of a variant are named where its runs differ in them."""
+    settings = [flat(run.config["variant"]) for run in runs]
+    labels = []
+    for run, own in zip(runs, settings, strict=True):
+        others = [part for part in settings if part["name"] == own["name"]]
+        telling = [key for key in own if any(part.get(key) != own[key] for part in others)]
+        named = ", ".join(f"{key} {own[key]}" for key in telling)
+        labels.append(run.record["variant"] + (f" ({named})" if named else ""))
+    return [replace(run, label=label) for run, label in zip(runs, labels, strict=True)]
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one row of dotted keys."""
+    row: dict[str, Any] = {}
+    for key, value in tree.items():
+        row |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return row
 
 
 def _key(run: Run, headline: str) -> float:
@@ -109,11 +162,11 @@ def _differences(runs: Sequence[Run]) -> list[str]:
 def _verdict(runs: Sequence[Run], differences: Sequence[str]) -> str:
     if differences:
         return "Not ranked: " + "; ".join(differences) + "."
-    if len({run.record["variant"] for run in runs}) < 2:
+    if len({run.label for run in runs}) < 2:
         return "One variant only: nothing to compare it with."
     seeds: dict[str, set[int]] = {}
     for run in runs:
-        seeds.setdefault(run.record["variant"], set()).add(run.record["seed"])
+        seeds.setdefault(run.label, set()).add(run.record["seed"])
     fewest = min(len(group) for group in seeds.values())
     if fewest < SEEDS_FOR_A_VERDICT:
         return (

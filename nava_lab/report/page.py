@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import matplotlib
 import yaml
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
-from nava_lab.report.compare import Comparison, Run
+from nava_lab.report.compare import Comparison, Run, flat
 from nava_lab.report.table import digits_for, interval, number, short, shown_columns
 
 matplotlib.use("Agg")
@@ -23,8 +23,8 @@ PREVIEWS = 3
 
 
 def colours(comparison: Comparison) -> dict[str, Any]:
-    """A colour per variant, by the order of names, so that it does not change with the ranking."""
-    names = sorted({run.record["variant"] for run in comparison.runs})
+    """A colour per label, by the order of names, so that it does not change with the ranking."""
+    names = sorted({run.label for run in comparison.runs})
     return {name: plt.get_cmap("tab10")(index % 10) for index, name in enumerate(names)}
 
 
@@ -43,6 +43,10 @@ def write_page(comparison: Comparison, folder: Path) -> Path:
         headline=comparison.headline,
         columns=columns,
         rows=[_row(run, comparison.headline, columns) for run in comparison.runs],
+        truth=[interval(comparison.truth().get(name), digits_for(name)) for name in [comparison.headline, *columns]]
+        if comparison.truth()
+        else [],
+        over_seeds=comparison.over_seeds(),
         figures={name: base64.b64encode(picture).decode() for name, picture in figures.items() if picture},
         previews=[_previews(run) for run in comparison.runs],
         configs=_configs(comparison.runs),
@@ -59,7 +63,7 @@ def _row(run: Run, headline: str, columns: Sequence[str]) -> dict[str, Any]:
     made = run.record
     return {
         "name": made["name"],
-        "variant": made["variant"],
+        "variant": run.label,
         "seed": made["seed"],
         "headline": interval(run.score(headline)) if headline else "-",
         "cells": [interval(run.score(name), digits_for(name)) for name in columns],
@@ -76,27 +80,21 @@ def _previews(run: Run) -> dict[str, Any]:
         parts = {suffix: run.folder / "previews" / f"clip_{number_}.{suffix}" for suffix in ("mp4", "png")}
         if all(path.exists() for path in parts.values()):
             clips.append({key: base64.b64encode(path.read_bytes()).decode() for key, path in parts.items()})
-    return {"name": f"{run.record['variant']}, seed {run.record['seed']}", "clips": clips}
+    return {"name": f"{run.label}, seed {run.record['seed']}", "clips": clips}
 
 
 def _configs(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Every config key with each run's value, differing ones first."""
-    flat = [_flatten(run.config) for run in runs]
-    keys = list(dict.fromkeys(key for part in flat for key in part if not key.startswith(("output", "logger"))))
-    rows: list[dict[str, Any]] = [{"key": key, "values": [str(part.get(key, "")) for part in flat]} for key in keys]
+    rows_of = [{key: _shown(value) for key, value in flat(run.config).items()} for run in runs]
+    keys = list(dict.fromkeys(key for part in rows_of for key in part if not key.startswith(("output", "logger"))))
+    rows: list[dict[str, Any]] = [{"key": key, "values": [part.get(key, "") for part in rows_of]} for key in keys]
     for row in rows:
         row["differs"] = len(set(row["values"])) > 1
     return sorted(rows, key=lambda row: not row["differs"])
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = yaml.safe_dump(value, default_flow_style=True).replace("\n...", "").strip()
-    return flat
+def _shown(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True).replace("\n...", "").strip()
 
 
 def draw_curves(comparison: Comparison) -> bytes:
@@ -109,7 +107,7 @@ def draw_curves(comparison: Comparison) -> bytes:
         points = [(line["step"] * batch, line["validation/loss"]) for line in run.log if "validation/loss" in line]
         if not points:
             continue
-        name = run.record["variant"]
+        name = run.label
         axis.plot(*zip(*points, strict=True), color=palette[name], label=None if name in labelled else name)
         labelled.add(name)
     axis.set(xlabel="clips seen", ylabel="validation loss (velocity, averaged weights)", yscale="log")
@@ -130,12 +128,12 @@ def draw_scores(comparison: Comparison) -> bytes:
         found = run.score(comparison.headline) or {}
         value = found["value"]
         low, high = (found[side] if found[side] is not None else value for side in ("low", "high"))
-        colour = palette[run.record["variant"]]
+        colour = palette[run.label]
         axis.plot([low, high], [place, place], color=colour, lw=3, alpha=0.5, solid_capstyle="round")
         axis.plot(value, place, "o", color=colour, ms=7)
     axis.set(
         yticks=range(len(scored)),
-        yticklabels=[f"{run.record['variant']}, seed {run.record['seed']}" for run in reversed(scored)],
+        yticklabels=[f"{run.label}, seed {run.record['seed']}" for run in reversed(scored)],
         ylim=(-0.6, len(scored) - 0.4),
         xlabel=f"{comparison.headline} (95 % interval over clips)",
     )

@@ -11,7 +11,13 @@ from rich.table import Table
 from nava_lab.report.compare import Comparison, Run
 
 # These first, then whatever else was scored, by name; what does not fit a terminal is on the page.
-FIRST = ("f1@80ms", "f1_shuffled@80ms", "sync_error_ms", "bias_ms", "count_error", "class_accuracy", "loss")
+FIRST = (
+    *("f1@80ms", "f1_shuffled@80ms", "sync_error_ms", "event_rate_video", "event_rate_audio", "count_error"),
+    *("class_accuracy", "bias_ms", "jitter_ms", "loss"),
+)
+
+
+TRUTH = "true clips, decoded"
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -48,6 +54,7 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
     cells = [_cells(comparison, run) for run in comparison.runs]
     names = list(cells[0])
     widths = {name: max(len(name), *(len(row[name]) for row in cells)) for name in names}
+    widths["variant"] = max(widths["variant"], len(TRUTH) if comparison.truth() else 0)
     optional = [name for name in reversed(names) if name not in ("variant", "seed", comparison.headline, "parameters")]
     hidden = []
     while optional and sum(widths[name] + 3 for name in names) + 1 > console.width:
@@ -58,9 +65,21 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
         table.add_column(name, no_wrap=True, justify="left" if name == "variant" else "right")
     for row in cells:
         table.add_row(*(row[name] for name in names))
+    truth = comparison.truth()
+    if truth:
+        digits = {name: digits_for(name) for name in truth}
+        ideal = {name: number(part["value"], digits[name]) for name, part in truth.items()} | {"variant": TRUTH}
+        table.add_section()
+        table.add_row(*(ideal.get(name, "") for name in names), style="dim")
     console.print(table)
     if hidden:
         console.print(f"[dim]in a wider terminal, and on the page: {', '.join(reversed(hidden))}[/dim]")
+    seeds = comparison.over_seeds()
+    if seeds:
+        means = Table("variant", "seeds", f"mean {comparison.headline}", "lowest", "highest", header_style="bold")
+        for part in seeds:
+            means.add_row(part.label, str(part.seeds), number(part.mean), number(part.lowest), number(part.highest))
+        console.print(means)
     console.print(comparison.verdict)
 
 
@@ -69,7 +88,7 @@ def _cells(comparison: Comparison, run: Run) -> dict[str, str]:
     made, headline = run.record, comparison.headline
     own = {headline: interval(run.score(headline))} if headline else {}
     return {
-        "variant": made["variant"],
+        "variant": run.label,
         "seed": str(made["seed"]),
         **own,
         "parameters": f"{made['parameters']['total']:,}",

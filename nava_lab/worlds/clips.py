@@ -53,7 +53,7 @@ class Clips(World):
         sample_rate: samples per second from which the bands are made.
         stride_s: seconds from one window's start to the next one's.
         validation_share: share of the films held out for validation; 0 holds out none.
-        test_share: share of the films held out for the test; 0 holds out none.
+        test_share: share of the films held out for the test; 0 holds out none, which serves looking, for a run is scored on them.
     """
 
     path: str = ""
@@ -141,24 +141,26 @@ class Clips(World):
     def windows(self) -> Mapping[str, Int[Tensor, "w 2"]]:
         """Every split's windows: number of the film, number of the stride at which the window begins."""
         dealt = self._by_film()
-        missing = [split for split in self._wanted if not dealt[split]]
+        missing = [split for split, least in self._wanted.items() if len(dealt[split]) < least]
         if missing:
             dealt = self._by_time()
             warn(
-                f"{len(self.library.films)} usable films leave none for {' and '.join(missing)}: "
+                f"{len(self.library.films)} usable films leave too little for {' and '.join(missing)}: "
                 "windows are split by time instead, without overlap, and splits may share a film"
             )
-        if missing := [split for split in self._wanted if not dealt[split]]:
+        if any(len(dealt[split]) < least for split, least in self._wanted.items()):
+            needed = ", ".join(f"{least} to {split}" for split, least in self._wanted.items())
             raise ValueError(
-                f"clips.path={self.path} is too short for a window of {self.window_s:g} s in {' and '.join(missing)}; "
-                "add files, shorten world.window_s or world.stride_s, or set its share to 0"
+                f"clips.path={self.path} is too short: it must give windows of {self.window_s:g} s apart from each other, "
+                f"{needed}; add files, or shorten world.window_s or world.stride_s"
             )
         return {split: torch.tensor(dealt[split], dtype=torch.int64).reshape(-1, 2) for split in SPLITS}
 
     @property
-    def _wanted(self) -> list[str]:
+    def _wanted(self) -> dict[str, int]:
+        """Splits that are to hold windows, and the fewest that serve; an interval over clips needs two."""
         shares = {"train": 1.0, "validation": self.validation_share, "test": self.test_share}
-        return [split for split in SPLITS if shares[split] > 0]
+        return {split: 2 if split == "test" else 1 for split in SPLITS if shares[split] > 0}
 
     def _starts(self, film: int) -> range:
         """Numbers of the strides at which a window of the film begins."""
@@ -182,7 +184,7 @@ class Clips(World):
         dealt: dict[str, list[Window]] = {split: [] for split in SPLITS}
         for split, part in (("test", self.test_share), ("validation", self.validation_share)):
             if part > 0 and rest:
-                count = max(1, round(part * total))
+                count = max(self._wanted[split], round(part * total))
                 rest, dealt[split] = rest[:-count], rest[-count:]
                 film, first = dealt[split][0]
                 last = first - self.window_s / self.stride_s + 1e-6  # the last start whose window ends by then

@@ -61,7 +61,7 @@ class PulseWorld(World):
     audio_patch: int = 4
 
     version = "pulse-1"
-    metrics = ("sync", "events")
+    metrics = ("sync", "events", "loss")
     headline = "sync_auc"
 
     def __post_init__(self) -> None:

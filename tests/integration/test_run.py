@@ -173,7 +173,7 @@ def test_two_processes_train_what_one_does(tmp_path):
 def test_one_run_is_not_written_by_two_processes(finished):
     from filelock import FileLock
 
-    with FileLock(finished / ".lock"):
+    with FileLock(finished.with_name(f".{finished.name}.lock")):
         done = nava("train", "variant=unified", "training.steps=24", *SMALL, cwd=finished.parent.parent, check=False)
     assert done.returncode == 2
     assert "being trained by another process" in done.stderr

@@ -211,7 +211,7 @@ def test_folders_without_use(tmp_path: Path) -> None:
     assert "not a folder" in refusal(text)
     assert "text.mp4: truncated, broken or not a video" in refusal(tmp_path)
     film(tmp_path / "short.mp4", 1.0, event=0.5)
-    assert "too short for a window of 1 s in train and validation" in refusal(tmp_path)
+    assert "too short: it must give windows of 1 s" in refusal(tmp_path)
     assert "short.mp4: only 1 s of picture with sound; a window needs 3 s" in refusal(tmp_path, window_s=3.0)
 
 
@@ -330,5 +330,13 @@ def test_a_run_without_test_windows_is_refused_before_training(films: Path) -> N
     from nava_lab.config import load
     from nava_lab.study.run import prepared
 
-    with pytest.raises(ValueError, match="holds out 0 clips for the test"):
+    with pytest.raises(ValueError, match="holds out 0 clips for the test and scores need 2"):
         prepared(load(["world=clips", f"clips.path={films}", "world.test_share=0"]))
+
+
+def test_one_film_gives_two_windows_to_the_test(tmp_path: Path) -> None:
+    film(tmp_path / "only.mp4", seconds=8.0)
+    world = Clips(path=str(tmp_path), **SMALL)
+    world.prepare()
+    assert world.count("test") == 2
+    assert world.count("validation") >= 1

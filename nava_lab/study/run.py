@@ -29,6 +29,8 @@ from safetensors.torch import load_file, save_file
 from nava_lab.config import Config, ConfigError, from_file
 from nava_lab.evaluation.previews import write_previews
 from nava_lab.evaluation.protocol import Result, evaluate
+from nava_lab.flow.agreement import disagreements
+from nava_lab.flow.guidance.algebra import OFF
 from nava_lab.models.denoiser import Denoiser
 from nava_lab.registry import metrics
 from nava_lab.rng import stable_seed
@@ -79,6 +81,8 @@ def run(config: Config, tell: Tell = print) -> Path:
     """Train, sample and score; continue a killed run, and leave a finished one as it is. Returns the run's folder."""
     config.world.prepare()
     built = parts(config)
+    for line in scoring_record(config, built).get("unlike_training", ()):
+        tell(f"warning: {line}")
     identity = identify(config)
     folder = Path(config.output.root) / run_name(config.resolved, identity["data"])
     if not _ours(folder, identity, tell):
@@ -202,7 +206,7 @@ def score(config: Config, folder: Path, tell: Tell = print, built: Parts | None 
     """Sample, score and (if the run is finished) write previews and the record; returns the record."""
     built = built or parts(config)
     model, steps, seconds = load_model(folder, config, tell)
-    device = _device(config)
+    device = device_of(config)
     model = model.to(device)
     result = evaluate(
         model,
@@ -227,13 +231,40 @@ def score(config: Config, folder: Path, tell: Tell = print, built: Parts | None 
     return made
 
 
+def scoring_record(config: Config, built: Parts) -> dict[str, Any]:
+    """How samples are made and counted, as the record keeps it; what is switched off is left out, but for guidance ("off")."""
+    protocol, modalities = built.protocol, tuple(config.world.interface().modalities)
+    sampler, given = protocol.sampler, [protocol.given] if protocol.given else []
+    scoring = config.resolved["evaluation"]
+    settings = {key: value for key, value in scoring["solver"].items() if key != "name"}
+    told = disagreements(sampler, built.drawing, [name for name in modalities if name not in given])
+    seldom = {
+        "solver_settings": settings,
+        "schedule": {} if scoring["schedule"]["name"] == "uniform" else scoring["schedule"],
+        "shifts": dict(sampler.shifts),
+        "given": protocol.given,
+        "unlike_training": told,
+    }
+    return {
+        "split": protocol.split,
+        "clips": protocol.clips,
+        "solver": sampler.solver.name,
+        "evaluations": sampler.evaluations(modalities, given),
+        "shift": sampler.shift,
+        "guidance": scoring["guidance"] or OFF,
+        "modalities_cut": sampler.cut,
+        "loss_clips": protocol.loss_clips,
+        **{key: value for key, value in seldom.items() if value},
+    }
+
+
 def _captions(config: Config, result: Result) -> list[str]:
     count = len(next(iter(result.first.values()), []))
     caption = getattr(config.world, "captions", None)
     return caption("test", torch.arange(count)) if caption else [""] * count
 
 
-def _device(config: Config) -> torch.device:
+def device_of(config: Config) -> torch.device:
     wanted = config.trainer.accelerator
     return torch.device("cuda" if wanted in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu")
 
@@ -274,7 +305,6 @@ def _record(
     trained = json.loads(path.read_text(encoding="utf-8")) if path.exists() else now
     if any(trained.get(key) != now[key] for key in ("code", "variant_code")):
         tell(f"{folder.name} was trained by other code (revision {trained['revision']}) than scores it now")
-    sampler = built.protocol.sampler
     return {
         "schema": record.SCHEMA_VERSION,
         "name": folder.name,
@@ -289,18 +319,7 @@ def _record(
         "steps": steps,
         "samples_seen": steps * config.training.batch_size,
         "wall_time_s": round(seconds, 3),
-        "evaluation": {
-            "split": built.protocol.split,
-            "clips": built.protocol.clips,
-            "solver": sampler.solver.name,
-            "evaluations": sampler.evaluations,
-            "shift": sampler.shift,
-            "guidance": "off",
-            "modalities_cut": sampler.cut,
-            "loss_clips": built.protocol.loss_clips,
-            "code": now["code"],
-            "device": device,
-        },
+        "evaluation": {**scoring_record(config, built), "code": now["code"], "device": device},
         "headline": config.world.headline,
         "higher_is_better": _higher_is_better(config),
         "scores": {

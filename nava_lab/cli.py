@@ -143,7 +143,11 @@ def _catalogue(short: bool) -> str:
         *(("evaluation/solver", solvers), ("evaluation/schedule", schedules)),
     )
     for key, entries in groups:
-        lines.append(f"{key}: " + ", ".join(entries))
+        named = {
+            entry.name: ", ".join(f"{field}={default.removeprefix('lambda: ')}" for field, default in entry.fields)
+            for entry in entries.entries.values()
+        }
+        lines.append(f"{key}: " + ", ".join(name + (f"({fields})" if fields else "") for name, fields in named.items()))
     folder = PACKAGE.parent / "configs"
     for group in sorted(part for part in folder.iterdir() if part.is_dir()) if folder.is_dir() else []:
         lines.append(f"{group.name}: " + ", ".join(sorted(file.stem for file in group.glob("*.yaml"))))
@@ -237,16 +241,8 @@ def describe(arguments: list[str]) -> None:
 
 def sample(arguments: list[str]) -> None:
     files = dict.fromkeys(("--audio", "--video", "--first-frame", "--continue"), "")
-    plain = {
-        "--count": "4",
-        "--seed": "",
-        "--out": "",
-        "--batch-size": "",
-        "--previews": "",
-        "--seconds": "",
-        "--given": "",
-        "--from": "test",
-    }
+    plain = dict.fromkeys(("--seed", "--out", "--batch-size", "--previews", "--seconds", "--given"), "")
+    plain |= {"--count": "4", "--from": "test"}
     options, rest = _options(arguments, plain | files)
     folder = _one_run([part for part in rest if "=" not in part])
     overrides = [part for part in rest if "=" in part]
@@ -257,13 +253,13 @@ def sample(arguments: list[str]) -> None:
     from nava_lab.study.given import Wish
     from nava_lab.study.sample import sample_run
 
-    wish = None
+    wish, seconds = None, _number(options, "--seconds", float)
     if any(options[name] for name in (*files, "--given")) or options["--from"] != "test":
         wish = Wish(
             {name: Path(options[f"--{name}"]) for name in ("audio", "video") if options[f"--{name}"]},
             {"video": Path(options["--first-frame"])} if options["--first-frame"] else {},
             Path(options["--continue"]) if options["--continue"] else None,
-            _number(options, "--seconds", float) or 0.5,
+            0.5 if seconds is None else seconds,
             options["--given"],
             options["--from"],
         )

@@ -109,10 +109,14 @@ def draw(out: Path, points: list[Point], config: Config) -> None:
         for number, label in enumerate(labels):
             curve = sorted((p["evaluations"], p["scores"][name]) for p in points if p["label"] == label and name in p["scores"])
             x, scores = [count for count, _ in curve], [score for _, score in curve]
-            axis.plot(x, [s["value"] for s in scores], "o-", color=f"C{number % 10}", ls="--" if number > 9 else "-", label=label)
+            axis.plot(
+                x, [s["value"] for s in scores], marker="o", color=f"C{number % 10}", ls="--" if number > 9 else "-", label=label
+            )
             low, high = [s["low"] for s in scores], [s["high"] for s in scores]
             axis.fill_between(x, low, high, color=f"C{number % 10}", alpha=0.08, lw=0)
-        axis.set(xlabel="model evaluations per clip", ylabel=name, xscale="log")
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.set(xlabel="model evaluations per clip", ylabel=name)
         axis.grid(alpha=0.3)
     axes[0][0].legend(fontsize=8)
     figure.savefig(out / "samplers.png", dpi=120)

@@ -123,7 +123,7 @@ def evaluate(
     if by_losses:
         for batch in batches(world, protocol.split, loss_clips, protocol.batch_size, device):
             draws = drawing(batch.streams, generators("evaluation", seed, batch.index.tolist()))
-            losses = objective.per_sample(network, batch, draws)
+            losses = objective.plain().per_sample(network, batch, draws)
             for metric in by_losses:
                 metric.update_losses(batch, losses, draws.levels)
             if progress:

@@ -6,7 +6,7 @@ Shape letters: b batch, n tokens, c channels.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -40,6 +40,10 @@ class Objective:
     def __post_init__(self) -> None:
         if self.prediction not in PREDICTIONS:
             raise ValueError(f"flow.prediction={self.prediction} is not one of {', '.join(PREDICTIONS)}")
+
+    def plain(self) -> Objective:
+        """The same without weights by level: what models trained by different weights are compared by."""
+        return replace(self, weighting=Even(), clean_loss=False)
 
     def per_sample(self, network: Network, batch: Batch, draws: Draws) -> dict[str, Float[Tensor, " b"]]:
         """Each sample's mean squared velocity error per modality, over its valid, noisy tokens; 0 where it has none."""

@@ -113,8 +113,8 @@ class Sampler:
 
         def ask(call: Call) -> State:
             outputs = network(call.streams, call.levels, call.text, call.cut)
-            return {
-                name: as_velocity(outputs[name], stream.tokens, call.levels[name], self.prediction)
+            return {  # in the tokens' own precision, whatever the network computed in
+                name: as_velocity(outputs[name].to(stream.tokens), stream.tokens, call.levels[name], self.prediction)
                 for name, stream in call.streams.items()
             }
 

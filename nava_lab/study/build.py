@@ -46,6 +46,8 @@ def parts(config: Config) -> Parts:
     try:
         objective = Objective(flow.prediction, dict(flow.weights), flow.weighting, flow.clean_loss)
         drawing = _drawing(flow)
+        if flow.clean_loss and not (drawing.given_rate or drawing.continuation or any(drawing.first_step.values())):
+            raise ValueError("flow.clean_loss=true does nothing where no token is given: set flow.modality_given=0.2, say")
         always_cut = flow.modality_dropout >= 1
         if scoring.clips < 2 or scoring.loss_clips < 2 or scoring.batch_size < 1:
             raise ValueError("evaluation: needs at least 2 clips, 2 loss_clips and a batch_size of 1")

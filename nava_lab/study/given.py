@@ -49,6 +49,10 @@ class Wish:
         if self.beginning is not None and not self.seconds > 0:
             raise ValueError(f"--seconds {self.seconds:g} must be positive")
 
+        twice = [name for name in self.whole if self.whole.count(name) > 1 or name in self.first_steps]
+        if twice:
+            raise ValueError(f"{twice[0]} is given twice: name one file (or --given) for it")
+
     @property
     def whole(self) -> list[str]:
         """Modalities that are given in full."""
@@ -64,6 +68,8 @@ def giver(wish: Wish, world: World) -> Giver:
     for name in (*wish.whole, *wish.first_steps):
         if name not in known:
             raise ValueError(f"world {world.name} has no modality {name}; it has {', '.join(known)}")
+    if set(wish.whole) >= set(known):
+        raise ValueError(f"{', '.join(known)} are all given: nothing is left to generate")
     files = {name: _tokens(world, path, [name])[name] for name, path in wish.files.items()}
     firsts = {name: _tokens(world, path, [name], still=True)[name] for name, path in wish.first_steps.items()}
     beginning = {} if wish.beginning is None else _tokens(world, wish.beginning, list(known), last=True)
@@ -82,9 +88,9 @@ def giver(wish: Wish, world: World) -> Giver:
                 keep = first_step(stream).expand(len(batch), -1)
                 first = _rows(firsts[name], places, stream)
                 old = found.get(name)
-                if old is None or old.keep is not None:
-                    tokens = first if old is None else torch.where(keep.unsqueeze(-1), first, old.tokens)
-                    found[name] = Clean(tokens, keep if old is None or old.keep is None else keep | old.keep)
+                if old is not None and old.keep is not None:  # a beginning, whose first step the file replaces
+                    first, keep = torch.where(keep.unsqueeze(-1), first, old.tokens), keep | old.keep
+                found[name] = Clean(first, keep)
         return found
 
     return give

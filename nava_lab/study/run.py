@@ -177,12 +177,14 @@ def train(config: Config, built: Parts, folder: Path, tell: Tell = print) -> Non
         temporary.replace(folder / "model.safetensors")
 
 
-def load_model(folder: Path, config: Config | None = None, tell: Tell = print) -> tuple[Denoiser, int, float]:
+def load_model(
+    folder: Path, config: Config | None = None, tell: Tell = print, built: Parts | None = None
+) -> tuple[Denoiser, int, float]:
     """A run's averaged weights, from its finished model or else its newest checkpoint; with steps and seconds trained."""
     from safetensors import safe_open
 
     config = config or from_file(folder / "config.yaml")
-    model = network(config, parts(config).solution)
+    model = network(config, (built or parts(config)).solution)
     path = folder / "model.safetensors"
     if path.exists():
         with safe_open(path, "pt") as file:
@@ -205,7 +207,7 @@ def load_model(folder: Path, config: Config | None = None, tell: Tell = print) -
 def score(config: Config, folder: Path, tell: Tell = print, built: Parts | None = None, write: bool = True) -> dict[str, Any]:
     """Sample, score and (if the run is finished) write previews and the record; returns the record."""
     built = built or parts(config)
-    model, steps, seconds = load_model(folder, config, tell)
+    model, steps, seconds = load_model(folder, config, tell, built)
     device = device_of(config)
     model = model.to(device)
     result = evaluate(

@@ -55,7 +55,7 @@ def sample_run(
     sampler = built.protocol.sampler
     for line in disagreements(sampler, built.drawing, [name for name in modalities if name not in wish.whole]):
         tell(f"warning: {line}")
-    model, _, _ = load_model(folder, config, tell)
+    model, _, _ = load_model(folder, config, tell, built)
     device = device_of(config)
     chosen = config.seed if seed is None else seed
     made: dict[str, list[torch.Tensor]] = {}

@@ -72,6 +72,12 @@ def test_every_level_weight_and_its_fields_change_the_loss(name):
         assert loss(Drawing(), Objective(weighting=weight)) != loss(Drawing(), Objective(weighting=changed)), field.name
 
 
+def test_weights_by_level_train_and_do_not_score():
+    weighted = Objective(weighting=level_weights.get("min_snr")())
+    given = Drawing(first_step={"video": 1.0})
+    assert loss(given, dataclasses.replace(weighted, clean_loss=True).plain()) == loss(given, Objective())
+
+
 @pytest.mark.parametrize("name", schedules.names())
 def test_every_field_of_a_schedule_changes_its_levels(name):
     schedule = schedules.get(name)()

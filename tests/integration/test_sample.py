@@ -147,6 +147,7 @@ def test_mistakes_end_in_one_line(run, tmp_path, capsys):
         (["--video", tmp_path / "other.safetensors"], "holds no video"),
         (["--audio", tmp_path / "film.mp4"], "no media files"),
         (["--given", "smell"], "no modality smell"),
+        (["--given", "audio", "--audio", tmp_path / "other.safetensors"], "audio is given twice"),
         (["--given", "audio", "--from", "tset"], "--from tset"),
         (["--seconds", "1"], "--continue FILE"),
         (["--count", "0"], "--count=0"),

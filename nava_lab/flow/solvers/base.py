@@ -126,6 +126,32 @@ def move(x: State, v: State, now: Levels, then: Levels) -> dict[str, Tensor]:
     }
 
 
+class Predictions:
+    """A modality's last predicted clean tokens, ``x - t v``, the newest last, in memory that is used again.
+
+    Fresh memory for what is kept over steps costs more than the arithmetic. Nobody else holds these tensors while they change.
+
+    Args:
+        most: how many nodes are kept.
+    """
+
+    def __init__(self, most: int):
+        self.most = most
+        self.nodes: list[tuple[float, Tensor]] = []
+        self._spare: Tensor | None = None
+
+    def predict(self, x: Tensor, v: Tensor, level: float) -> tuple[float, Tensor]:
+        """The node at ``level``, not yet kept."""
+        clean = torch.empty_like(x) if self._spare is None else self._spare
+        self._spare = None
+        return level, torch.sub(x, v, alpha=level, out=clean)
+
+    def keep(self, node: tuple[float, Tensor]) -> None:
+        self.nodes.append(node)
+        if len(self.nodes) > self.most:
+            self._spare = self.nodes.pop(0)[1]
+
+
 def between(now: Levels, then: Levels, share: float) -> dict[str, float]:
     """The levels a share of the way from one node to another."""
     return {name: level + share * (then[name] - level) for name, level in now.items()}

@@ -16,11 +16,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from nava_lab.flow.path import half_log_snr
-from nava_lab.flow.solvers.base import Field, Levels, Noise, Solver, State
+from nava_lab.flow.solvers.base import Field, Levels, Noise, Predictions, Solver, State
 from nava_lab.registry import solvers
 
 
@@ -44,7 +43,7 @@ class DPMSolverPP(Solver):
             raise ValueError(f"evaluation.solver.steps_used={self.steps_used} must be 1 or 2 for dpmpp")
 
     def solve(self, x: State, nodes: Sequence[Levels], velocity: Field, noise: Noise) -> State:
-        before: dict[str, tuple[float, Tensor]] = {}  # each modality's last node and what it predicted there
+        known = {name: Predictions(1) for name in x}
         for now, then in itertools.pairwise(nodes):
             v = velocity(x, now)
             moved: dict[str, Tensor] = {}
@@ -55,13 +54,13 @@ class DPMSolverPP(Solver):
                     continue
                 step = ((goal - t) * v[name]).add_(part)
                 if self.steps_used == 2:
-                    clean = torch.sub(part, v[name], alpha=t)
-                    if name in before and goal > 0:
-                        last, old = before[name]
+                    _, clean = node = known[name].predict(part, v[name], t)
+                    if known[name].nodes and goal > 0:
+                        last, old = known[name].nodes[-1]
                         half = 0.5 * (half_log_snr(goal) - half_log_snr(t)) / (half_log_snr(t) - half_log_snr(last))
                         weight = (1 - goal / t) * half  # exactly 0 where the last node was at level 1
                         step.add_(clean, alpha=weight).sub_(old, alpha=weight)
-                    before[name] = (t, clean)
+                    known[name].keep(node)
                 moved[name] = step
             x = moved
         return x

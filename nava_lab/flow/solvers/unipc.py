@@ -21,11 +21,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from nava_lab.flow.path import half_log_snr
-from nava_lab.flow.solvers.base import Field, Levels, Noise, Solver, State
+from nava_lab.flow.solvers.base import Field, Levels, Noise, Predictions, Solver, State
 from nava_lab.registry import solvers
 
 Node = tuple[float, Tensor]  # level, predicted clean tokens
@@ -51,7 +50,7 @@ class UniPC(Solver):
             raise ValueError(f"evaluation.solver.steps_used={self.steps_used} must be 1, 2 or 3 for unipc")
 
     def solve(self, x: State, nodes: Sequence[Levels], velocity: Field, noise: Noise) -> State:
-        known: dict[str, list[Node]] = {name: [] for name in x}  # newest last
+        known = {name: Predictions(self.steps_used) for name in x}
         start = dict(x)  # tokens at each modality's last node, corrected
         for now, then in itertools.pairwise(nodes):
             v = velocity(x, now)
@@ -61,11 +60,11 @@ class UniPC(Solver):
                 if goal == t:
                     moved[name] = part
                     continue
-                clean = torch.sub(part, v[name], alpha=t)
-                if known[name]:
-                    start[name] = _advance(start[name], t, known[name], (t, clean))
-                known[name] = [*known[name], (t, clean)][-self.steps_used :]
-                moved[name] = _advance(start[name], goal, known[name], None)
+                node = known[name].predict(part, v[name], t)
+                if known[name].nodes:
+                    start[name] = _advance(start[name], t, known[name].nodes, node)
+                known[name].keep(node)
+                moved[name] = _advance(start[name], goal, known[name].nodes, None)
             x = moved
         return x
 

@@ -18,9 +18,11 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from nava_lab.flow.path import half_log_snr
@@ -52,6 +54,7 @@ class UniPC(Solver):
     def solve(self, x: State, nodes: Sequence[Levels], velocity: Field, noise: Noise) -> State:
         known = {name: Predictions(self.steps_used) for name in x}
         start = dict(x)  # tokens at each modality's last node, corrected
+        own: dict[str, Tensor] = {}  # of these, the ones that nobody else holds
         for now, then in itertools.pairwise(nodes):
             v = velocity(x, now)
             moved: dict[str, Tensor] = {}
@@ -62,29 +65,34 @@ class UniPC(Solver):
                     continue
                 node = known[name].predict(part, v[name], t)
                 if known[name].nodes:
-                    start[name] = _advance(start[name], t, known[name].nodes, node)
+                    start[name] = _advance(start[name], t, known[name].nodes, node, own.get(name))
+                    own[name] = start[name]
                 known[name].keep(node)
                 moved[name] = _advance(start[name], goal, known[name].nodes, None)
             x = moved
         return x
 
 
-def _advance(x: Tensor, goal: float, known: Sequence[Node], arrived: Node | None) -> Tensor:
-    """From the newest known node to ``goal``: predicted, or corrected by what was found at ``arrived``."""
+def _advance(x: Tensor, goal: float, known: Sequence[Node], arrived: Node | None, into: Tensor | None = None) -> Tensor:
+    """From the newest known node to ``goal``: predicted, or corrected by what was found at ``arrived``; fills ``into``."""
     t, clean = known[-1]
-    rest = 1 - goal / t
     if goal == 0:
         return clean
-    h = half_log_snr(goal) - half_log_snr(t)
-    others = [(level, other) for level, other in known[:-1] if level < 1]
-    ratios = [(half_log_snr(level) - half_log_snr(t)) / h for level, _ in others]
-    if arrived is not None:
-        others, ratios = [*others, arrived], [*ratios, 1.0]
-    shares = [weight / ratio for weight, ratio in zip(_weights(ratios, h), ratios, strict=True)]
-    step = ((goal / t) * x).add_(clean, alpha=rest * (1 - sum(shares)))
-    for (_, other), share in zip(others, shares, strict=True):
+    others = [node for node in known[:-1] if node[0] < 1]
+    shares = _shares(goal, t, tuple(level for level, _ in others), arrived is not None)
+    rest = 1 - goal / t
+    step = torch.mul(x, goal / t, out=into).add_(clean, alpha=rest * (1 - sum(shares)))
+    for (_, other), share in zip([*others, *([] if arrived is None else [arrived])], shares, strict=True):
         step.add_(other, alpha=rest * share)
     return step
+
+
+@lru_cache(maxsize=4096)
+def _shares(goal: float, t: float, earlier: tuple[float, ...], corrected: bool) -> tuple[float, ...]:
+    """``rho_k / r_k`` of the earlier nodes and, where corrected, of the one that was arrived at."""
+    h = half_log_snr(goal) - half_log_snr(t)
+    ratios = [(half_log_snr(level) - half_log_snr(t)) / h for level in earlier] + [1.0] * corrected
+    return tuple(weight / ratio for weight, ratio in zip(_weights(ratios, h), ratios, strict=True))
 
 
 def _weights(ratios: Sequence[float], h: float) -> list[float]:

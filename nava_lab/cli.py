@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from nava_lab.registry import (
     PACKAGE,
@@ -16,20 +17,28 @@ from nava_lab.registry import (
     _fields,
     blocks,
     bridges,
+    guidance,
     level_laws,
+    level_weights,
     metrics,
+    schedules,
     solvers,
     variants,
     worlds,
 )
 
+T = TypeVar("T")
+
 USAGE = """nava: compare joint audio-video generators at equal parameters, compute and data
 
   nava train [-m] [KEY=VALUE ...]     train (or continue), sample, score; -m: every combination of values
   nava describe [KEY=VALUE ...]       stages, parameters by group, FLOPs, how the budget was met  [--json]
-  nava sample RUN                     new clips from a finished or killed run   [--count N] [--seed N] [--out FOLDER]
+  nava sample RUN [evaluation.KEY=V]  new clips from a finished or killed run   [--count N] [--seed N] [--out FOLDER]
+      [--batch-size N] [--previews N]; what is given: [--video FILE] [--audio FILE] [--first-frame FILE]
+      [--continue FILE --seconds S], or of the world's own clips [--given MODALITY --from SPLIT]
   nava score RUN [evaluation.KEY=V]   score a finished or killed run
   nava compare RUN ...                table and page                            [--out FOLDER]
+  nava bench sampler [KEY=VALUE ...]  overhead of each solver over bare model evaluations  [--json] [--batch-size N]
   nava demo [KEY=VALUE ...]           the three families at one budget, trained, scored and compared
 
 `nava train --help` lists what can be set. RUN is a run's folder.
@@ -120,8 +129,25 @@ def _catalogue(short: bool) -> str:
         lines.append(f"Settings, {title}:")
         lines += [f"  {key}.{field}={default}" for field, default in _fields(node) if default not in ("None",) or key == "budget"]
     lines.append("  seed=0")
-    for key, entries in (("flow/levels", level_laws), ("evaluation/solver", solvers)):
-        lines.append(f"{key}: " + ", ".join(entries))
+    lines.append("Guidance (all off):")
+    for entry in guidance.entries.values():
+        names = [field for field, _ in entry.fields]
+        lines.append(f"  {entry.name:18} {entry.summary}")
+        single = len(names) == 1
+        lines += [
+            f"      evaluation.guidance.{entry.name}" + ("" if single else f".{field}") + f"={default}"
+            for field, default in entry.fields
+        ]
+    groups = (
+        *(("flow/levels", level_laws), ("flow/weighting", level_weights)),
+        *(("evaluation/solver", solvers), ("evaluation/schedule", schedules)),
+    )
+    for key, entries in groups:
+        named = {
+            entry.name: ", ".join(f"{field}={default.removeprefix('lambda: ')}" for field, default in entry.fields)
+            for entry in entries.entries.values()
+        }
+        lines.append(f"{key}: " + ", ".join(name + (f"({fields})" if fields else "") for name, fields in named.items()))
     folder = PACKAGE.parent / "configs"
     for group in sorted(part for part in folder.iterdir() if part.is_dir()) if folder.is_dir() else []:
         lines.append(f"{group.name}: " + ", ".join(sorted(file.stem for file in group.glob("*.yaml"))))
@@ -212,22 +238,40 @@ def describe(arguments: list[str]) -> None:
 
 
 def sample(arguments: list[str]) -> None:
-    options, rest = _options(arguments, {"--count": "4", "--seed": "", "--out": ""})
-    folder = _one_run(rest)
+    files = dict.fromkeys(("--audio", "--video", "--first-frame", "--continue"), "")
+    plain = dict.fromkeys(("--seed", "--out", "--batch-size", "--previews", "--seconds", "--given"), "")
+    plain |= {"--count": "4", "--from": "test"}
+    options, rest = _options(arguments, plain | files)
+    folder = _one_run([part for part in rest if "=" not in part])
+    overrides = [part for part in rest if "=" in part]
+    _only_evaluation(overrides)
+    if options["--seconds"] and not options["--continue"]:
+        raise ValueError("--seconds says how much of --continue FILE is given: name the file")
+    from nava_lab.config import from_file
+    from nava_lab.study.given import Wish
     from nava_lab.study.sample import sample_run
 
-    seed = int(options["--seed"]) if options["--seed"] else None
+    wish, seconds = None, _number(options, "--seconds", float)
+    if any(options[name] for name in (*files, "--given")) or options["--from"] != "test":
+        wish = Wish(
+            {name: Path(options[f"--{name}"]) for name in ("audio", "video") if options[f"--{name}"]},
+            {"video": Path(options["--first-frame"])} if options["--first-frame"] else {},
+            Path(options["--continue"]) if options["--continue"] else None,
+            0.5 if seconds is None else seconds,
+            options["--given"],
+            options["--from"],
+        )
     out = Path(options["--out"]) if options["--out"] else folder / "samples"
-    for path in sample_run(folder, out, int(options["--count"]), seed, _tell):
+    config = from_file(folder / "config.yaml", overrides)
+    count, seed, size, shown = (_number(options, name, int) for name in ("--count", "--seed", "--batch-size", "--previews"))
+    for path in sample_run(folder, config, out, count or 0, seed, _tell, wish, size, shown):
         print(path)
 
 
 def score(arguments: list[str]) -> None:
     overrides = [part for part in arguments if "=" in part]
     folder = _one_run([part for part in arguments if "=" not in part])
-    for part in overrides:
-        if not part.startswith("evaluation"):
-            raise ValueError(f"{part}: a run is scored as it was trained; only evaluation.* can be changed")
+    _only_evaluation(overrides)
     from nava_lab.config import from_file
     from nava_lab.report.table import digits_for, interval
     from nava_lab.study.identity import run_hash
@@ -269,6 +313,18 @@ def demo(arguments: list[str]) -> None:
     _compare(_multirun(arguments), None)
 
 
+def bench(arguments: list[str]) -> None:
+    from importlib import import_module
+
+    from nava_lab.bench import BENCHES
+    from nava_lab.registry import nearest
+
+    name = arguments[0] if arguments else ""
+    if name not in BENCHES:
+        raise ValueError(f"nava bench NAME: {nearest(name, list(BENCHES))}")
+    raise SystemExit(import_module(BENCHES[name]).main(arguments[1:]))
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "describe": describe,
@@ -276,6 +332,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "score": score,
     "compare": compare,
     "demo": demo,
+    "bench": bench,
 }
 
 
@@ -287,6 +344,20 @@ def _only_overrides(arguments: Sequence[str]) -> None:
     for part in arguments:
         if "=" not in part and not part.startswith("~"):
             raise ValueError(f"'{part}' is no setting: write KEY=VALUE (see nava train --help)")
+
+
+def _only_evaluation(overrides: Sequence[str]) -> None:
+    for part in overrides:
+        if not part.startswith(("evaluation.", "evaluation/")):
+            raise ValueError(f"{part}: a run stays as it was trained; only evaluation.* can be changed")
+
+
+def _number(options: dict[str, str], name: str, kind: Callable[[str], T]) -> T | None:
+    """An option as a number; None where it is not given."""
+    try:
+        return kind(options[name]) if options[name] else None
+    except ValueError:
+        raise ValueError(f"{name}={options[name]} is no number") from None
 
 
 def _options(arguments: Sequence[str], defaults: dict[str, str]) -> tuple[dict[str, str], list[str]]:

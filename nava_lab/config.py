@@ -25,7 +25,9 @@ GROUPS = {
     "variant": registry.variants,
     "world": registry.worlds,
     "flow/levels": registry.level_laws,
+    "flow/weighting": registry.level_weights,
     "evaluation/solver": registry.solvers,
+    "evaluation/schedule": registry.schedules,
 }
 
 
@@ -41,8 +43,14 @@ class Flow:
     coupling: str = "shared"
     text_dropout: float = 0.1
     modality_dropout: float = 0.0
+    modality_given: float = 0.0
+    continuation: float = 0.0
+    first_step: dict[str, float] = field(default_factory=dict)
+    clean_loss: bool = False
     weights: dict[str, float] = field(default_factory=dict)
+    shifts: dict[str, float] = field(default_factory=dict)
     levels: Any = None
+    weighting: Any = None
 
 
 @dataclass
@@ -54,8 +62,13 @@ class Evaluation:
     batch_size: int = 64
     steps: int = 25
     shift: float = 1.0
+    shifts: dict[str, float] = field(default_factory=dict)
+    given: str = ""
+    branch_rows: int = 256
     previews: int = 4
     solver: Any = None
+    schedule: Any = None
+    guidance: Any = None
 
 
 @dataclass
@@ -146,11 +159,14 @@ def register() -> None:
                 tree.setdefault(outer, {})[inner] = next(f.default for f in dataclasses.fields(cls) if f.name == field_name)
                 node[field_name] = f"${{{key}}}"
             store.store(group=group, name=name, node=tree, package="_global_")
+    evaluation, flow = OmegaConf.structured(Evaluation), OmegaConf.structured(Flow)
+    evaluation.guidance = OmegaConf.create(guidance_defaults())
+    _open(evaluation, flow)
     base = {
         "budget": _node(Budget),
         "training": _node(Training),
-        "flow": OmegaConf.structured(Flow),
-        "evaluation": OmegaConf.structured(Evaluation),
+        "flow": flow,
+        "evaluation": evaluation,
         "attention": OmegaConf.structured(Attention),
         "trainer": OmegaConf.structured(Machine),
         "logger": OmegaConf.structured(Logger),
@@ -158,6 +174,24 @@ def register() -> None:
         "seed": 0,
     }
     store.store(name="base", node=base)
+
+
+def _open(*nodes: DictConfig) -> None:
+    """Let settings by modality take any modality's name; ``study.build`` knows which there are."""
+    for node in nodes:
+        for key in node:
+            child = node._get_node(key)
+            if isinstance(child, DictConfig) and child._metadata.element_type is float:
+                OmegaConf.set_struct(child, False)
+
+
+def guidance_defaults() -> dict[str, Any]:
+    """Every term and modifier of guidance, switched off: a bare value where it has one setting, else one key each."""
+    found: dict[str, Any] = {}
+    for name in registry.guidance:
+        settings = {part.name: part.default for part in dataclasses.fields(registry.guidance.get(name))}
+        found[name] = next(iter(settings.values())) if len(settings) == 1 else settings
+    return found
 
 
 def choices() -> dict[str, list[str]]:
@@ -228,6 +262,9 @@ def known_keys() -> list[str]:
             names |= {part.name for part in dataclasses.fields(cls)}  # type: ignore[arg-type]
             keys += [f"{group.replace('/', '.')}.{name}" for name in sorted(names)]
             keys += list(getattr(cls, "SHORTCUTS", {}))
+    for name, default in guidance_defaults().items():
+        inner = default if isinstance(default, dict) else {"": default}
+        keys += [f"evaluation.guidance.{name}.{key}".removesuffix(".") for key in inner]
     from nava_lab.budget.solve import Budget
     from nava_lab.training.settings import Training
 
@@ -248,10 +285,14 @@ def typed(composed_config: DictConfig) -> Config:
     assert isinstance(parts, dict)
     assert isinstance(plain, dict)
     names = {entry.name for entry in dataclasses.fields(Config)} - {"resolved"}
-    for group in ("variant", "world"):
-        plain[group] = {"name": parts[group].name, **plain[group]}
-    plain["flow"]["levels"] = {"name": parts["flow"].levels.name, **plain["flow"]["levels"]}
-    plain["evaluation"]["solver"] = {"name": parts["evaluation"].solver.name, **(plain["evaluation"]["solver"] or {})}
+    for group in GROUPS:
+        outer, _, inner = group.partition("/")
+        where, key, chosen = (plain[outer], inner, getattr(parts[outer], inner)) if inner else (plain, outer, parts[outer])
+        where[key] = {"name": chosen.name, **(where[key] or {})}
+    # Guidance that is off is no part of a run: a new term changes no run's identity.
+    off = guidance_defaults()
+    guided = {name: value for name, value in plain["evaluation"]["guidance"].items() if value != off[name]}
+    plain["evaluation"]["guidance"] = guided
     if not isinstance(parts["seed"], int) or parts["seed"] < 0:
         raise ConfigError(f"seed={parts['seed']} must be a whole number of at least 0")
     shortcuts = {key.split(".")[0] for key in parts["world"].SHORTCUTS}
@@ -287,18 +328,19 @@ def from_file(path: Path, overrides: Sequence[str] = ()) -> Config:
     except FileNotFoundError:
         raise ConfigError(f"{path} is missing: {path.parent} is not a run's folder") from None
     assert isinstance(saved, dict)
-    choice = [
-        f"variant={saved['variant'].pop('name')}",
-        f"world={saved['world'].pop('name')}",
-        f"flow/levels={saved['flow']['levels'].pop('name')}",
-        f"evaluation/solver={saved['evaluation']['solver'].pop('name')}",
-    ]
-    solver = next((part for part in overrides if part.startswith("evaluation/solver=")), None)
-    if solver is not None:
-        choice[-1] = solver
-        saved["evaluation"].pop("solver")
+    choice = []
+    for group in GROUPS:
+        outer, _, inner = group.partition("/")
+        where, key = (saved[outer], inner) if inner else (saved, outer)
+        other = next((part for part in overrides if part.startswith(f"{group}=")), None)
+        if other is not None:
+            choice.append(other)
+            where.pop(key, None)
+        elif key in where:  # a run of an earlier version has no word on a choice that came later
+            choice.append(f"{group}={where[key].pop('name')}")
     whole = composed(choice)
     OmegaConf.set_struct(whole, True)
+    _open(whole.flow, whole.evaluation)
     try:
         merged = OmegaConf.merge(whole, saved)
         return typed(OmegaConf.merge(merged, OmegaConf.from_dotlist([part for part in overrides if "/" not in part])))  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ Shape letters: b batch, n tokens of a stream, c channels of a token, d model wid
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -44,6 +44,20 @@ class Stream:
     def to(self, device: torch.device | str) -> Stream:
         valid = None if self.valid is None else self.valid.to(device)
         return Stream(self.tokens.to(device), self.positions.to(device), valid)
+
+
+def joined(streams: Sequence[Stream]) -> Stream:
+    """Streams of the same places, their samples one after another."""
+    first = streams[0]
+    same = first.positions.shape[0] == 1 and all(stream.positions.shape[0] == 1 for stream in streams)
+    positions = first.positions
+    if not same:
+        positions = torch.cat([stream.positions.expand(len(stream.tokens), -1, -1) for stream in streams])
+    valid = None
+    if any(stream.valid is not None for stream in streams):
+        full = [stream.tokens.new_ones(stream.tokens.shape[:2], dtype=torch.bool) for stream in streams]
+        valid = torch.cat([one if stream.valid is None else stream.valid for stream, one in zip(streams, full, strict=True)])
+    return Stream(torch.cat([stream.tokens for stream in streams]), positions, valid)
 
 
 @dataclass(frozen=True)

@@ -61,8 +61,9 @@ class CrossModalUse(WorldMetric):
 
     def update_losses(self, batch: Batch, losses: Mapping[str, Tensor], levels: Mapping[str, Tensor]) -> None:
         def summed(parts: Mapping[str, Tensor]) -> Tensor:
+            """Over the modalities that are noisy: one that is given clean is no part of the loss."""
             return sum(  # type: ignore[return-value]
-                parts[name].double() * spec.tokens * spec.channels for name, spec in self.modalities.items()
+                parts[name].double() * (levels[name] > 0) * spec.tokens * spec.channels for name, spec in self.modalities.items()
             )
 
         bayes = self.world.bayes_loss  # type: ignore[attr-defined]

@@ -17,7 +17,7 @@ from nava_lab.evaluation.base import WorldMetric
 from nava_lab.evaluation.score import Score
 from nava_lab.flow.draws import Drawing
 from nava_lab.flow.objective import Network, Objective
-from nava_lab.flow.sampling import Sampler
+from nava_lab.flow.sampling import Clean, Sampler
 from nava_lab.registry import metrics
 from nava_lab.rng import generators
 from nava_lab.streams import Batch
@@ -36,6 +36,7 @@ class Protocol:
         loss_clips: clips whose denoising error is measured.
         batch_size: clips at a time; changes no score.
         split: which clips.
+        given: a modality that the samples are given clean, as it truly is; empty for none.
     """
 
     sampler: Sampler = field(default_factory=Sampler)
@@ -43,6 +44,7 @@ class Protocol:
     loss_clips: int = 1024
     batch_size: int = 64
     split: str = "test"
+    given: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,13 +81,20 @@ def sample(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
     purpose: str = "sample",
+    given: Callable[[Batch], Mapping[str, Clean]] | None = None,
 ) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
-    """Generated token values beside the true clips whose captions they were given."""
+    """Generated token values beside the true clips whose captions they were given; ``given`` says what else, batch by batch."""
     for batch in batches(world, split, count, batch_size, device):
-        made = sampler(network, batch.streams, batch.text, generators(purpose, seed, batch.index.tolist()))
+        clean = given(batch) if given else None
+        made = sampler(network, batch.streams, batch.text, generators(purpose, seed, batch.index.tolist()), clean)
         if progress:
             progress("sampling", int(batch.index[-1]) + 1, count)
         yield batch, made
+
+
+def true_modality(name: str) -> Callable[[Batch], dict[str, Clean]]:
+    """Gives a modality of the true clips."""
+    return lambda batch: {name: Clean(batch.streams[name].tokens)}
 
 
 @torch.no_grad()
@@ -113,7 +122,7 @@ def evaluate(
     count = min(most, protocol.clips if by_samples else keep)
     loss_clips = min(most, protocol.loss_clips)
     arguments = (network, world, protocol.sampler, seed, count, protocol.batch_size, protocol.split, device, progress)
-    for batch, made in sample(*arguments):
+    for batch, made in sample(*arguments, given=true_modality(protocol.given) if protocol.given else None):
         events = world.events(made) if by_samples else {}
         for metric in by_samples:
             metric.update_samples(batch, events)
@@ -127,7 +136,7 @@ def evaluate(
     if by_losses:
         for batch in batches(world, protocol.split, loss_clips, protocol.batch_size, device):
             draws = drawing(batch.streams, generators("evaluation", seed, batch.index.tolist()))
-            losses = objective.per_sample(network, batch, draws)
+            losses = objective.plain().per_sample(network, batch, draws)
             for metric in by_losses:
                 metric.update_losses(batch, losses, draws.levels)
             if progress:

@@ -1,4 +1,4 @@
-"""What is drawn for one training or evaluation sample: levels, noise, dropouts. All of it per sample, from its own generator.
+"""What is drawn for one training or evaluation sample: levels, noise, dropouts, clean tokens; from its own generator.
 
 Shape letters: b batch, n tokens, c channels.
 """
@@ -6,15 +6,18 @@ Shape letters: b batch, n tokens, c channels.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from nava_lab.flow.levels import LevelLaw, LogitNormal
+from nava_lab.flow.noise import normal_like
 from nava_lab.streams import Stream
 
-COUPLINGS = ("shared", "independent")
+COUPLINGS = ("shared", "independent", "one_clean")
+RATES = ("text_dropout", "modality_dropout", "modality_given", "continuation")
 
 
 @dataclass(frozen=True)
@@ -22,29 +25,31 @@ class Draws:
     """The random part of a training sample.
 
     Attributes:
-        levels: noise level per modality, ``b``; one and the same tensor where modalities share it.
+        levels: noise level per modality, ``b``, or ``b n`` where some tokens may be clean; one and the same tensor where
+            modalities share it.
         noise: standard normal, per modality, shaped as its tokens.
         drop_text: ``b``, samples that are shown no caption.
         cut: ``b``, samples in which attention between modalities is cut; None where that never happens.
+        clean: ``b`` or ``b n`` per modality, what is given at level 0; only modalities where that may happen.
     """
 
     levels: Mapping[str, Tensor]
     noise: Mapping[str, Tensor]
     drop_text: Tensor
     cut: Tensor | None
+    clean: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def rates(self) -> dict[str, Tensor]:
+        """What was realised in this batch: share of samples without caption and cut apart, of tokens given per modality."""
+        found = {"text_dropped": self.drop_text.float().mean()}
+        if self.cut is not None:
+            found["modality_dropped"] = self.cut.float().mean()
+        return found | {f"given_{name}": clean.float().mean() for name, clean in self.clean.items()}
 
 
 def noise_like(streams: Mapping[str, Stream], generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
     """Standard normal noise for every stream, each sample from its own generator."""
-    drawn: dict[str, Tensor] = {}
-    rows: dict[str, list[Tensor]] = {name: [] for name in streams}
-    for generator in generators:
-        for name, stream in streams.items():
-            shape = stream.tokens.shape[1:]
-            rows[name].append(torch.randn(shape, generator=generator, device=generator.device, dtype=stream.tokens.dtype))
-    for name, stream in streams.items():
-        drawn[name] = torch.stack(rows[name]).to(stream.tokens.device)
-    return drawn
+    return normal_like({name: stream.tokens for name, stream in streams.items()}, generators)
 
 
 @dataclass(frozen=True)
@@ -53,31 +58,103 @@ class Drawing:
 
     Attributes:
         levels: the law of the noise level.
-        coupling: "shared" gives all modalities of a sample one level; "independent" gives each its own.
+        coupling: "shared" gives all modalities of a sample one level; "independent" gives each its own; "one_clean" gives one
+            modality, any with equal chance, clean, and the others one level.
         text_dropout: share of samples shown no caption.
         modality_dropout: share of samples in which attention between modalities is cut; 1 trains the cut control.
+        shifts: level shift of single modalities, in place of the law's own.
+        modality_given: share of samples in which one modality, any with equal chance, is clean.
+        first_step: share of samples in which a modality's first step in time (a first frame) is clean.
+        continuation: share of samples in which the beginning of every modality, up to a moment anywhere in the clip, is clean.
     """
 
     levels: LevelLaw = field(default_factory=LogitNormal)
     coupling: str = "shared"
     text_dropout: float = 0.1
     modality_dropout: float = 0.0
+    shifts: Mapping[str, float] = field(default_factory=dict)
+    modality_given: float = 0.0
+    first_step: Mapping[str, float] = field(default_factory=dict)
+    continuation: float = 0.0
 
     def __post_init__(self) -> None:
         if self.coupling not in COUPLINGS:
             raise ValueError(f"flow.coupling={self.coupling} is not one of {', '.join(COUPLINGS)}")
-        for name in ("text_dropout", "modality_dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"flow.{name}={getattr(self, name)} must lie between 0 and 1")
+        rates = {name: getattr(self, name) for name in RATES}
+        rates |= {f"first_step.{name}": rate for name, rate in self.first_step.items()}
+        for name, rate in rates.items():
+            if not 0 <= rate <= 1:
+                raise ValueError(f"flow.{name}={rate} must lie between 0 and 1")
+        for name, shift in self.shifts.items():
+            if not shift > 0:
+                raise ValueError(f"flow.shifts.{name}={shift} must be positive")
+        if self.coupling == "one_clean" and self.modality_given:
+            raise ValueError("flow.coupling=one_clean gives a modality in every sample: leave flow.modality_given at 0")
+
+    @property
+    def given_rate(self) -> float:
+        """Share of samples in which one modality is clean."""
+        return 1.0 if self.coupling == "one_clean" else self.modality_given
+
+    def plain(self) -> Drawing:
+        """The same laws with every token noisy and every caption shown: what a comparable loss is measured by."""
+        return replace(self, text_dropout=0.0, first_step={}, continuation=0.0, modality_given=0.0)
+
+    def shift(self, modality: str) -> float:
+        """The shift that a modality's levels are drawn with."""
+        return self.shifts.get(modality, self.levels.shift)
 
     def __call__(self, streams: Mapping[str, Stream], generators: Sequence[torch.Generator]) -> Draws:
         """Draws for a batch; sample i uses ``generators[i]`` alone."""
         device = next(iter(streams.values())).tokens.device
-        numbers = torch.stack([torch.rand(2 + len(streams), generator=g, device=g.device) for g in generators]).to(device)
+        numbers = _uniform(2 + len(streams), generators).to(device)
         noise = noise_like(streams, generators)
-        if self.coupling == "shared":
-            levels = dict.fromkeys(streams, self.levels(numbers[:, 2]))
-        else:
-            levels = {name: self.levels(numbers[:, 2 + i]) for i, name in enumerate(streams)}
+        levels: dict[str, Tensor] = {}
+        made: dict[tuple[int, float], Tensor] = {}  # equal levels are one tensor: the network embeds them once
+        for i, name in enumerate(streams):
+            column = 2 + (i if self.coupling == "independent" else 0)
+            key = (column, self.shift(name))
+            if key not in made:
+                made[key] = replace(self.levels, shift=self.shift(name))(numbers[:, column])
+            levels[name] = made[key]
         cut = numbers[:, 1] < self.modality_dropout if self.modality_dropout > 0 else None
-        return Draws(levels, noise, numbers[:, 0] < self.text_dropout, cut)
+        clean = self._clean(streams, _uniform(4 + len(streams), generators).to(device))
+        for name, given in clean.items():
+            level = levels[name] if given.ndim == 1 else levels[name].unsqueeze(-1)
+            levels[name] = torch.where(given, 0.0, level)
+        return Draws(levels, noise, numbers[:, 0] < self.text_dropout, cut, clean)
+
+    def _clean(self, streams: Mapping[str, Stream], numbers: Tensor) -> dict[str, Tensor]:
+        """What is given, from columns: whether one modality, which, whether a beginning, until when; then each first step."""
+        found: dict[str, Tensor] = {}
+        if self.given_rate:
+            given = numbers[:, 0] < self.given_rate
+            which = (numbers[:, 1] * len(streams)).long()
+            found = {name: given & (which == i) for i, name in enumerate(streams)}
+        for i, (name, stream) in enumerate(streams.items()):
+            parts: list[Tensor] = []
+            if self.first_step.get(name, 0):
+                parts.append(first_step(stream) & (numbers[:, 4 + i] < self.first_step[name]).unsqueeze(-1))
+            if self.continuation:
+                begun = beginning(stream, streams, numbers[:, 3])
+                parts.append(begun & (numbers[:, 2] < self.continuation).unsqueeze(-1))
+            for part in parts:
+                known = found.get(name)
+                found[name] = part if known is None else part | (known.unsqueeze(-1) if known.ndim == 1 else known)
+        return found
+
+
+def _uniform(count: int, generators: Sequence[torch.Generator]) -> Tensor:
+    return torch.stack([torch.rand(count, generator=g, device=g.device) for g in generators])
+
+
+def first_step(stream: Stream) -> Bool[Tensor, "_ n"]:
+    """The tokens of a stream's first step in time."""
+    seconds = stream.positions[..., 0]
+    return seconds == seconds.amin(-1, keepdim=True)
+
+
+def beginning(stream: Stream, streams: Mapping[str, Stream], share: Tensor) -> Bool[Tensor, "b n"]:
+    """The tokens before a share (``b``) of the clip, whose length is that of the stream that lasts longest."""
+    ends = torch.stack([other.positions[..., 0].amax(-1) for other in streams.values()]).amax(0)
+    return stream.positions[..., 0] < (share.to(ends) * ends).unsqueeze(-1)

@@ -5,18 +5,28 @@ A law turns uniform numbers into levels, so that whoever draws the uniforms (per
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from nava_lab.registry import level_laws
 
+T = TypeVar("T", float, Tensor)
 
-def shifted(t: Tensor, shift: float) -> Tensor:
-    """``s t / (1 + (s - 1) t)``: more noise for s > 1 (Esser et al. 2024, section 5.3.2). To be applied once."""
-    return shift * t / (1 + (shift - 1) * t)
+
+def shifted(t: T, shift: float) -> T:
+    """``s t / (1 + (s - 1) t)``: more noise for s > 1 (Esser et al. 2024, section 5.3.2). To be applied once.
+
+    It multiplies the noise-to-signal ratio t / (1 - t) by s, so shifts compose by multiplication. 0 and 1 stay
+    exactly what they are.
+    """
+    moved = shift * t / (1 + (shift - 1) * t)
+    if isinstance(t, Tensor):
+        return torch.where(t == 1, t, moved)
+    return t if t == 1 else moved
 
 
 @dataclass(frozen=True)
@@ -75,3 +85,26 @@ class Uniform(LevelLaw):
 
     def quantile(self, uniform: Tensor) -> Tensor:
         return uniform
+
+
+@level_laws.register("mode")
+@dataclass(frozen=True)
+class Mode(LevelLaw):
+    """Middle levels more (scale > 0) or less often, with a density that never vanishes (Esser et al. 2024, equation 20).
+
+    Attributes:
+        scale: 0 is uniform; between -1 and 2 / (pi - 2), beyond which the law would not be one to one.
+        shift: level shift, applied once after the law.
+    """
+
+    scale: float = 1.29
+    shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not -1 <= self.scale <= 2 / (math.pi - 2):
+            raise ValueError(f"flow.levels.scale={self.scale} must lie between -1 and {2 / (math.pi - 2):.4f}")
+
+    def quantile(self, uniform: Tensor) -> Tensor:
+        u = 1 - uniform
+        return 1 - u - self.scale * (torch.cos(torch.pi / 2 * u) ** 2 - 1 + u)

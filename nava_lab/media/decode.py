@@ -94,6 +94,35 @@ def read_clip(path: str | os.PathLike[str], *, video_hz: float, size: int, sampl
     return Footage(np.stack(frames), video_hz, np.pad(sound, (0, samples - len(sound))), sample_rate)
 
 
+def read_pictures(path: str | os.PathLike[str], video_hz: float, size: int, least_s: float) -> UInt8[np.ndarray, "t h w 3"]:
+    """The pictures of a file that need not have sound, as ``read_clip`` would give them; at least ``least_s`` seconds."""
+    with _reasons(path), _opened(path) as container:
+        _, frames = _read_frames(path, container, (-np.inf, np.inf), video_hz, size)
+    if not frames or len(frames) / video_hz < least_s - 1e-6:
+        raise UnusableClip(path, f"only {len(frames) / video_hz:.3g} s of picture; {least_s:.3g} s needed")
+    return np.stack(frames)
+
+
+def read_sound(path: str | os.PathLike[str], sample_rate: int, least_s: float) -> Float32[np.ndarray, " s"]:
+    """The mono sound of a file that need not have pictures, as ``read_clip`` would give it; at least ``least_s`` seconds."""
+    with _reasons(path), _opened(path) as container:
+        _, sound = _read_sound(path, container, sample_rate)
+    if len(sound) < round(least_s * sample_rate):
+        raise UnusableClip(path, f"only {len(sound) / sample_rate:.3g} s of sound; {least_s:.3g} s needed")
+    return sound
+
+
+def read_still(path: str | os.PathLike[str], size: int) -> UInt8[np.ndarray, "h w 3"]:
+    """The first picture of an image or video file."""
+    with _reasons(path), _opened(path) as container:
+        stream = container.streams.best("video")
+        if not isinstance(stream, av.VideoStream) or stream.codec_context is None:
+            raise UnusableClip(path, "no picture")
+        for frame in container.decode(stream):
+            return _square(frame, size, float(stream.sample_aspect_ratio or 1))
+    raise UnusableClip(path, "no picture")
+
+
 @contextmanager
 def _reasons(path: str | os.PathLike[str]) -> Iterator[None]:
     """Whatever the decoder says against a file, as UnusableClip."""

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from nava_lab.attention.backends import BACKENDS
 from nava_lab.budget.solve import Solution, solve
-from nava_lab.config import Config, ConfigError
+from nava_lab.conditioning.text import WordTokenizer
+from nava_lab.config import Config, ConfigError, Flow
 from nava_lab.evaluation.protocol import Protocol
+from nava_lab.flow.agreement import check_guidance, check_use
 from nava_lab.flow.draws import Drawing
+from nava_lab.flow.guidance.algebra import Guidance
 from nava_lab.flow.objective import Objective
 from nava_lab.flow.sampling import Sampler
 from nava_lab.models.denoiser import Denoiser
+from nava_lab.registry import guidance as guidance_registry
 
 
 @dataclass(frozen=True)
@@ -37,21 +44,26 @@ def parts(config: Config) -> Parts:
     """Build and check; whatever a part refuses becomes a ConfigError."""
     flow, scoring = config.flow, config.evaluation
     try:
-        objective = Objective(flow.prediction, dict(flow.weights))
-        unknown = sorted(set(flow.weights) - set(config.world.interface().modalities))
-        if unknown:
-            raise ValueError(f"flow.weights names {', '.join(unknown)}, which world {config.world.name} does not have")
-        drawing = Drawing(flow.levels, flow.coupling, flow.text_dropout, flow.modality_dropout)
+        objective = Objective(flow.prediction, dict(flow.weights), flow.weighting, flow.clean_loss)
+        drawing = _drawing(flow)
+        if flow.clean_loss and not (drawing.given_rate or drawing.continuation or any(drawing.first_step.values())):
+            raise ValueError("flow.clean_loss=true does nothing where no token is given: set flow.modality_given=0.2, say")
         always_cut = flow.modality_dropout >= 1
         if scoring.clips < 2 or scoring.loss_clips < 2 or scoring.batch_size < 1:
             raise ValueError("evaluation: needs at least 2 clips, 2 loss_clips and a batch_size of 1")
-        if scoring.shift <= 0 or scoring.steps < 1:
-            raise ValueError("evaluation: steps must be at least 1 and shift positive")
+        if min(scoring.shift, *scoring.shifts.values(), 1) <= 0 or scoring.steps < 1:
+            raise ValueError("evaluation: steps must be at least 1 and shifts positive")
         if config.attention.backend not in BACKENDS:
             raise ValueError(f"attention.backend={config.attention.backend} is not one of {', '.join(BACKENDS)}")
         if not config.attention.window_s >= 0:
             raise ValueError(f"attention.window_s={config.attention.window_s} must not be negative")
-        sampler = Sampler(scoring.solver, scoring.steps, scoring.shift, flow.prediction, always_cut)
+        sampler = _sampler(config, always_cut)
+        _check_names(config, sampler.guidance)
+        captions = config.world.interface().text
+        check_guidance(
+            sampler.guidance, drawing, bool(captions.features or captions.vocabulary > len(WordTokenizer([], 1).words))
+        )
+        check_use(drawing, [scoring.given] if scoring.given else [])
         solution = solve(config.variant, config.world.interface(), config.budget)
     except ValueError as error:
         raise ConfigError(str(error)) from None
@@ -59,9 +71,74 @@ def parts(config: Config) -> Parts:
         solution,
         objective,
         drawing,
-        replace(drawing, text_dropout=0.0, modality_dropout=1.0 if always_cut else 0.0),
-        Protocol(sampler, scoring.clips, scoring.loss_clips, scoring.batch_size),
+        replace(drawing.plain(), modality_dropout=1.0 if always_cut else 0.0),
+        Protocol(sampler, scoring.clips, scoring.loss_clips, scoring.batch_size, given=scoring.given),
     )
+
+
+def _drawing(flow: Flow) -> Drawing:
+    return Drawing(
+        flow.levels,
+        flow.coupling,
+        flow.text_dropout,
+        flow.modality_dropout,
+        shifts=dict(flow.shifts),
+        modality_given=flow.modality_given,
+        first_step=dict(flow.first_step),
+        continuation=flow.continuation,
+    )
+
+
+def _sampler(config: Config, cut: bool) -> Sampler:
+    scoring = config.evaluation
+    parts = []
+    for name, value in ((name, _floats(value)) for name, value in scoring.guidance.items()):
+        cls = guidance_registry.get(name)
+        settings = value if isinstance(value, dict) and len(dataclasses.fields(cls)) > 1 else None
+        try:
+            parts.append(cls(value) if settings is None else cls(**settings))
+        except TypeError as error:
+            raise ValueError(f"evaluation.guidance.{name}={value}: {error}") from None
+    guidance = Guidance(tuple(parts), scoring.branch_rows, getattr(config.world, "tokenizer", None))
+    sampler = Sampler(
+        scoring.solver,
+        scoring.steps,
+        scoring.shift,
+        config.flow.prediction,
+        cut,
+        scoring.schedule,
+        dict(scoring.shifts),
+        guidance,
+    )
+    sampler.rows(())  # a schedule that does not fit its steps says so before any work
+    return sampler
+
+
+def _floats(value: Any) -> Any:
+    """Settings with whole numbers as floats; 3 and 3.0 mean the same scale."""
+    if isinstance(value, Mapping):
+        return {key: _floats(inner) for key, inner in value.items()}
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _check_names(config: Config, guidance: Guidance) -> None:
+    """Refuse settings by modality that name one which the world does not have."""
+    named: dict[str, Iterable[str]] = {
+        "flow.weights": config.flow.weights,
+        "flow.shifts": config.flow.shifts,
+        "flow.first_step": config.flow.first_step,
+        "evaluation.shifts": config.evaluation.shifts,
+        "evaluation.given": [config.evaluation.given] if config.evaluation.given else [],
+    }
+    scales = {f"evaluation.guidance.{term.name}": term.scale for term in guidance.terms}
+    named |= {key: scale for key, scale in scales.items() if isinstance(scale, Mapping)}
+    known = set(config.world.interface().modalities)
+    for key, names in named.items():
+        if unknown := sorted(set(names) - known):
+            raise ValueError(
+                f"{key} names {', '.join(unknown)}, which world {config.world.name} does not have; "
+                f"it has {', '.join(sorted(known))}"
+            )
 
 
 def network(config: Config, solution: Solution) -> Denoiser:

@@ -33,6 +33,8 @@ from nava_lab.config import Config, ConfigError, from_file
 from nava_lab.evaluation.previews import write_previews
 from nava_lab.evaluation.protocol import Result, evaluate
 from nava_lab.evaluation.score import Score
+from nava_lab.flow.agreement import disagreements
+from nava_lab.flow.guidance.algebra import OFF
 from nava_lab.models.denoiser import Denoiser
 from nava_lab.registry import metrics
 from nava_lab.rng import stable_seed
@@ -93,6 +95,8 @@ def prepared(config: Config) -> Parts:
 def run(config: Config, tell: Tell = print) -> Path:
     """Train, sample and score; continue a killed run, and leave a finished one as it is. Returns the run's folder."""
     built = prepared(config)
+    for line in scoring_record(config, built).get("unlike_training", ()):
+        tell(f"warning: {line}")
     identity = identify(config)
     folder = Path(config.output.root) / run_name(config.resolved, identity["data"])
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -202,12 +206,14 @@ def train(config: Config, built: Parts, folder: Path, tell: Tell = print) -> Non
         temporary.replace(folder / "model.safetensors")
 
 
-def load_model(folder: Path, config: Config | None = None, tell: Tell = print) -> tuple[Denoiser, int, float]:
+def load_model(
+    folder: Path, config: Config | None = None, tell: Tell = print, built: Parts | None = None
+) -> tuple[Denoiser, int, float]:
     """A run's averaged weights, from its finished model or else its newest checkpoint; with steps and seconds trained."""
     from safetensors import safe_open
 
     config = config or from_file(folder / "config.yaml")
-    model = network(config, parts(config).solution)
+    model = network(config, (built or parts(config)).solution)
     path = folder / "model.safetensors"
     if path.exists():
         with safe_open(path, "pt") as file:
@@ -235,8 +241,8 @@ def score(
     ``into`` is where they go if not into the run's own folder: a scoring by other settings, which ``compare`` takes like a run.
     """
     built = built or parts(config)
-    model, steps, seconds = load_model(folder, config, tell)
-    device = _device(config)
+    model, steps, seconds = load_model(folder, config, tell, built)
+    device = device_of(config)
     model = model.to(device)
     result = evaluate(
         model,
@@ -262,13 +268,40 @@ def score(
     return made
 
 
+def scoring_record(config: Config, built: Parts) -> dict[str, Any]:
+    """How samples are made and counted, as the record keeps it; what is switched off is left out, but for guidance ("off")."""
+    protocol, modalities = built.protocol, tuple(config.world.interface().modalities)
+    sampler, given = protocol.sampler, [protocol.given] if protocol.given else []
+    scoring = config.resolved["evaluation"]
+    settings = {key: value for key, value in scoring["solver"].items() if key != "name"}
+    told = disagreements(sampler, built.drawing, [name for name in modalities if name not in given])
+    seldom = {
+        "solver_settings": settings,
+        "schedule": {} if scoring["schedule"]["name"] == "uniform" else scoring["schedule"],
+        "shifts": dict(sampler.shifts),
+        "given": protocol.given,
+        "unlike_training": told,
+    }
+    return {
+        "split": protocol.split,
+        "clips": protocol.clips,
+        "solver": sampler.solver.name,
+        "evaluations": sampler.evaluations(modalities, given),
+        "shift": sampler.shift,
+        "guidance": scoring["guidance"] or OFF,
+        "modalities_cut": sampler.cut,
+        "loss_clips": protocol.loss_clips,
+        **{key: value for key, value in seldom.items() if value},
+    }
+
+
 def _captions(config: Config, result: Result) -> list[str]:
     count = len(next(iter(result.first.values()), []))
     caption = getattr(config.world, "captions", None)
     return caption("test", torch.arange(count)) if caption else [""] * count
 
 
-def _device(config: Config) -> torch.device:
+def device_of(config: Config) -> torch.device:
     """Where a run is scored and sampled: on the kind of device that it was trained on, or CPU where that is missing."""
     return torch.device("cuda" if config.trainer.accelerator == "cuda" and torch.cuda.is_available() else "cpu")
 
@@ -309,7 +342,6 @@ def _record(
     trained = json.loads(path.read_text(encoding="utf-8")) if path.exists() else now
     if any(trained.get(key) != now[key] for key in ("code", "variant_code")):
         tell(f"{folder.name} was trained by other code (revision {trained['revision']}) than scores it now")
-    sampler = built.protocol.sampler
     return {
         "schema": record.SCHEMA_VERSION,
         "name": folder.name,
@@ -324,18 +356,7 @@ def _record(
         "steps": steps,
         "samples_seen": steps * config.training.batch_size,
         "wall_time_s": round(seconds, 3),
-        "evaluation": {
-            "split": built.protocol.split,
-            "clips": built.protocol.clips,
-            "solver": sampler.solver.name,
-            "evaluations": sampler.evaluations,
-            "shift": sampler.shift,
-            "guidance": "off",
-            "modalities_cut": sampler.cut,
-            "loss_clips": built.protocol.loss_clips,
-            "code": now["code"],
-            "device": device,
-        },
+        "evaluation": {**scoring_record(config, built), "code": now["code"], "device": device},
         "headline": config.world.headline,
         "higher_is_better": _higher_is_better(config),
         "scores": _as_json(result.scores),

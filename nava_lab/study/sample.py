@@ -1,4 +1,4 @@
-"""New clips from a run."""
+"""New clips from a run: generated, or continued from what is given."""
 
 from __future__ import annotations
 
@@ -6,34 +6,70 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
-from nava_lab.config import from_file
+from nava_lab.config import Config
 from nava_lab.evaluation.previews import write_previews
 from nava_lab.evaluation.protocol import sample
+from nava_lab.flow.agreement import check_use, disagreements
 from nava_lab.study.build import parts
-from nava_lab.study.run import load_model
+from nava_lab.study.given import Wish, giver
+from nava_lab.study.run import device_of, load_model
 
 
-def sample_run(folder: Path, out: Path, count: int, seed: int | None, tell: Callable[[str], None]) -> list[Path]:
-    """Write ``count`` clips (MP4 and picture, and their token values) with the noise of ``seed``."""
+def sample_run(
+    folder: Path,
+    config: Config,
+    out: Path,
+    count: int,
+    seed: int | None,
+    tell: Callable[[str], None],
+    wish: Wish | None = None,
+    batch_size: int | None = None,
+    previews: int | None = None,
+) -> list[Path]:
+    """Write ``count`` clips (MP4 and picture, and their token values) with the noise of ``seed``.
+
+    Args:
+        folder: the run's.
+        config: its config, perhaps with other evaluation settings.
+        out: where to.
+        count: how many clips.
+        seed: of the noise; the run's own where None.
+        tell: receives remarks.
+        wish: what the clips are given.
+        batch_size: clips at a time; changes them by no more than a batched matrix product's round-off.
+        previews: how many clips are also written to be watched; all where None.
+    """
     if count < 1:
         raise ValueError(f"--count={count} must be at least 1")
-    config = from_file(folder / "config.yaml")
+    size = config.evaluation.batch_size if batch_size is None else batch_size
+    if size < 1:
+        raise ValueError(f"--batch-size={size} must be at least 1")
+    wish = wish or Wish({}, {}, true=config.evaluation.given)
     config.world.prepare()
     built = parts(config)
-    model, _, _ = load_model(folder, config, tell)
+    check_use(built.drawing, wish.whole, list(wish.first_steps), wish.beginning is not None)
+    give = giver(wish, config.world)
+    modalities = tuple(config.world.interface().modalities)
+    sampler = built.protocol.sampler
+    for line in disagreements(sampler, built.drawing, [name for name in modalities if name not in wish.whole]):
+        tell(f"warning: {line}")
+    model, _, _ = load_model(folder, config, tell, built)
+    device = device_of(config)
     chosen = config.seed if seed is None else seed
     made: dict[str, list[torch.Tensor]] = {}
-    size = config.evaluation.batch_size
-    for _, streams in sample(model, config.world, built.protocol.sampler, chosen, count, size, purpose="new clips"):
+    for _, streams in sample(
+        model.to(device), config.world, sampler, chosen, count, size, wish.split, device, purpose="new clips", given=give
+    ):
         for name, part in streams.items():
-            made.setdefault(name, []).append(part)
+            made.setdefault(name, []).append(part.cpu())
+    tell(f"{count} clips at {sampler.evaluations(modalities, wish.whole)} model evaluations each")
     whole = {name: torch.cat(rows) for name, rows in made.items()}
     caption = getattr(config.world, "captions", None)
-    captions = caption("test", torch.arange(count)) if caption else [""] * count
+    captions = caption(wish.split, torch.arange(count)) if caption else [""] * count
+    shown = count if previews is None else min(previews, count)
     out.mkdir(parents=True, exist_ok=True)
-    from safetensors.torch import save_file
-
     save_file({name: part.contiguous() for name, part in whole.items()}, out / "tokens.safetensors")
-    names = write_previews(out, config.world, whole, captions, count)
+    names = write_previews(out, config.world, whole, captions, shown)
     return [out / f"{name}.mp4" for name in names] or [out / "tokens.safetensors"]

@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from nava_lab.flow.draws import Drawing
+from nava_lab.flow.draws import Drawing, Draws
 from nava_lab.flow.objective import Objective
 from nava_lab.rng import generators
 from nava_lab.streams import Batch
@@ -37,24 +37,25 @@ class GenerativeModule(pl.LightningModule):
         self.training_config = training
         self.seed = seed
 
-    def losses(self, batch: Batch, purpose: str, drawing: Drawing) -> Mapping[str, Tensor]:
+    def losses(self, batch: Batch, purpose: str, drawing: Drawing) -> tuple[Mapping[str, Tensor], Draws]:
         draws = drawing(batch.streams, generators(purpose, self.seed, batch.index.tolist()))
-        return self.objective.per_sample(self.network, batch, draws)
+        return self.objective.per_sample(self.network, batch, draws), draws
 
     def training_step(self, batch: Batch, step: int) -> Tensor:
-        losses = self.losses(batch, "train", self.drawing)
+        losses, draws = self.losses(batch, "train", self.drawing)
         loss = self.objective.total(losses)
         if not bool(torch.isfinite(loss)):
             raise FloatingPointError(
                 f"the loss is {float(loss)} at step {self.global_step}; the last checkpoint is whole: lower training.lr"
             )
         parts = {f"train/loss_{name}": value.detach().mean() for name, value in losses.items()}
+        parts |= {f"train/rate_{name}": rate for name, rate in draws.rates().items()}
         self.log_dict({"train/loss": loss.detach(), **parts}, sync_dist=True, batch_size=len(batch))
         self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=len(batch))
         return loss
 
     def validation_step(self, batch: Batch, step: int) -> None:
-        losses = self.losses(batch, "validation", replace(self.drawing, text_dropout=0.0))
+        losses, _ = self.losses(batch, "validation", replace(self.drawing, text_dropout=0.0))
         values = {f"validation/loss_{name}": value.mean() for name, value in losses.items()}
         values["validation/loss"] = self.objective.total(losses)
         self.log_dict(values, sync_dist=True, batch_size=len(batch))

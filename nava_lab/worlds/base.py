@@ -9,8 +9,9 @@ Shape letters: b batch, n tokens, c channels, k events (padded), t frames.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -103,6 +104,17 @@ class World:
     def clip(self, streams: Mapping[str, Tensor], row: int) -> Clip | None:
         """One sample of a batch of token values as picture and sound; None for a world that shows nothing."""
         return None
+
+    def read(self, path: Path, names: Sequence[str], still: bool = False, last: bool = False) -> Mapping[str, Tensor]:
+        """The named modalities of a media file as tokens ``1 n c`` of one clip.
+
+        Args:
+            path: the file.
+            names: which modalities.
+            still: take the first picture, standing throughout.
+            last: take the file's end, not its beginning.
+        """
+        raise ValueError(f"{path}: world {self.name} has no media files; give a tokens.safetensors that `nava sample` wrote")
 
     def seed(self, split: str, purpose: str) -> int:
         if split not in SPLITS:

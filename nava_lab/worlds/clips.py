@@ -14,7 +14,7 @@ are the test's, those before them the validation's. One scene may then stand on 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from nava_lab.conditioning.text import WordTokenizer
 from nava_lab.media.codecs import MelCodec, decode_pixels, encode_pixels
+from nava_lab.media.decode import read_clip, read_pictures, read_sound, read_still
 from nava_lab.media.library import Library, Settings, hashed, open_library, share, warn
 from nava_lab.registry import worlds
 from nava_lab.rng import uniform
@@ -227,6 +228,26 @@ class Clips(World):
         audio = round(start * self.stride_s * self.audio_hz)
         pictures, sounds = self.frames
         return self.library.films[film].window(slice(video, video + pictures), slice(audio, audio + sounds))
+
+    def read(self, path: Path, names: Sequence[str], still: bool = False, last: bool = False) -> dict[str, Tensor]:
+        """A window of a media file that need not be among the world's own; a modality that is not asked for may be missing."""
+        pictures, sounds = self.frames
+        video = torch.zeros(pictures, self.size, self.size, 3, dtype=torch.uint8)
+        sound = torch.zeros(round(self.window_s * self.sample_rate))
+        if still:
+            video = torch.from_numpy(read_still(path, self.size).copy()).expand_as(video)
+        elif set(names) == {"video", "audio"}:
+            clip = read_clip(path, video_hz=self.video_hz, size=self.size, sample_rate=self.sample_rate, least_s=self.window_s)
+            start = len(clip.frames) - pictures if last else 0
+            video = torch.from_numpy(clip.frames[start : start + pictures])
+            begin = round(start / self.video_hz * self.sample_rate)
+            sound = torch.from_numpy(clip.sound[begin : begin + len(sound)])
+        elif "video" in names:
+            video = torch.from_numpy(read_pictures(path, self.video_hz, self.size, self.window_s)[:pictures])
+        else:
+            sound = torch.from_numpy(read_sound(path, self.sample_rate, self.window_s)[: len(sound)])
+        tokens = self.tokens(encode_pixels(video.unsqueeze(0).float() / 255), self.mel.encode(sound.unsqueeze(0))[:, :sounds])
+        return {name: tokens[name].tokens for name in names}
 
     def tokens(self, video: Float[Tensor, "b t h w 3"], audio: Float[Tensor, "b n f"]) -> dict[str, Stream]:
         """Scaled pictures and scaled bands as tokens."""

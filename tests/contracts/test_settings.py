@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from nava_lab.flow.draws import Drawing
+from nava_lab.flow.guidance.algebra import Guidance
 from nava_lab.flow.objective import Objective
 from nava_lab.flow.sampling import Sampler
-from nava_lab.registry import level_laws, solvers, variants
+from nava_lab.registry import guidance, level_laws, level_weights, schedules, solvers, variants
 from nava_lab.rng import generators
 from nava_lab.streams import Batch
 from nava_lab.training.settings import Training
@@ -25,7 +26,17 @@ def loss(drawing, objective, model=MODEL):
 
 @pytest.mark.parametrize(
     "change",
-    [{"coupling": "independent"}, {"text_dropout": 0.9}, {"modality_dropout": 0.9}, {"levels": level_laws.get("uniform")()}],
+    [
+        {"coupling": "independent"},
+        {"coupling": "one_clean"},
+        {"text_dropout": 0.9},
+        {"modality_dropout": 0.9},
+        {"levels": level_laws.get("uniform")()},
+        {"shifts": {"audio": 3.0}},
+        {"modality_given": 0.9},
+        {"first_step": {"video": 0.9}},
+        {"continuation": 0.9},
+    ],
 )
 def test_every_law_of_the_draws_changes_the_loss(change):
     assert loss(Drawing(), Objective()) != loss(dataclasses.replace(Drawing(), **change), Objective())
@@ -35,7 +46,7 @@ def test_every_law_of_the_draws_changes_the_loss(change):
 def test_every_field_of_a_level_law_changes_the_levels(name):
     law, u = level_laws.get(name)(), torch.rand(64, generator=torch.Generator().manual_seed(0))
     for field in dataclasses.fields(law):
-        changed = dataclasses.replace(law, **{field.name: getattr(law, field.name) * 2 + 0.5})
+        changed = dataclasses.replace(law, **{field.name: getattr(law, field.name) * 0.5 + 0.3})
         assert not torch.allclose(law(u), changed(u)), field.name
 
 
@@ -45,8 +56,62 @@ def test_prediction_and_weights_change_the_loss():
     assert base != loss(Drawing(), Objective(weights={"audio": 0.2}))
 
 
+def test_clean_tokens_count_in_the_loss_only_where_asked():
+    given = Drawing(first_step={"video": 1.0})
+    assert loss(given, Objective()) != loss(given, Objective(clean_loss=True))
+    assert loss(Drawing(), Objective()) == loss(Drawing(), Objective(clean_loss=True))
+
+
+@pytest.mark.parametrize("name", level_weights.names())
+def test_every_level_weight_and_its_fields_change_the_loss(name):
+    weight = level_weights.get(name)()
+    if name != "even":
+        assert loss(Drawing(), Objective(weighting=weight)) != loss(Drawing(), Objective())
+    for field in dataclasses.fields(weight):
+        changed = dataclasses.replace(weight, **{field.name: getattr(weight, field.name) * 0.1})
+        assert loss(Drawing(), Objective(weighting=weight)) != loss(Drawing(), Objective(weighting=changed)), field.name
+
+
+def test_weights_by_level_train_and_do_not_score():
+    weighted = Objective(weighting=level_weights.get("min_snr")())
+    given = Drawing(first_step={"video": 1.0})
+    assert loss(given, dataclasses.replace(weighted, clean_loss=True).plain()) == loss(given, Objective())
+
+
+@pytest.mark.parametrize("name", schedules.names())
+def test_every_field_of_a_schedule_changes_its_levels(name):
+    schedule = schedules.get(name)()
+    for field in dataclasses.fields(schedule):
+        value = getattr(schedule, field.name)
+        other = [1.0, 0.9, 0.5, 0.2, 0.0] if isinstance(value, list) else value * 1.5
+        assert not torch.equal(schedule(8), dataclasses.replace(schedule, **{field.name: other})(8)), field.name
+
+
+@pytest.mark.parametrize("name", solvers.names())
+def test_every_field_of_a_solver_changes_the_clips(name):
+    inputs, solver = Inputs(2), solvers.get(name)()
+    settings = {key: value for example, _ in solver.examples for key, value in example.items()}
+    assert set(settings) == {field.name for field in dataclasses.fields(solver)}
+    for key, value in settings.items():
+        found = [
+            Sampler(by, steps=20)(MODEL, inputs.streams, inputs.text, generators("s", 0, range(2)))["video"]
+            for by in (solver, dataclasses.replace(solver, **{key: value}))
+        ]
+        assert not torch.equal(*found), key
+
+
 @pytest.mark.parametrize(
-    "change", [{"steps": 5}, {"shift": 3.0}, {"prediction": "velocity"}, {"cut": True}, {"solver": solvers.get("euler")()}]
+    "change",
+    [
+        {"steps": 5},
+        {"shift": 3.0},
+        {"shifts": {"audio": 3.0}},
+        {"prediction": "velocity"},
+        {"cut": True},
+        {"solver": solvers.get("euler")()},
+        {"schedule": schedules.get("karras")()},
+        {"guidance": Guidance((guidance.get("text")(2.0),))},
+    ],
 )
 def test_every_field_of_the_sampler_changes_the_clips(change):
     inputs = Inputs(2)

@@ -1,4 +1,6 @@
-"""Laws of path, levels, draws, objective and solvers."""
+"""Laws of path, levels, draws and objective."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,19 +11,12 @@ from nava_lab.flow import path
 from nava_lab.flow.draws import Drawing
 from nava_lab.flow.levels import shifted
 from nava_lab.flow.objective import Objective
-from nava_lab.flow.sampling import Sampler
-from nava_lab.flow.solvers import level_schedule
-from nava_lab.registry import level_laws, solvers, worlds
+from nava_lab.registry import level_laws, level_weights, worlds
 from nava_lab.rng import generators, uniform
+from tests.laws.flows import tensors
 
 seeds = st.integers(0, 2**31)
 levels = st.floats(0.0, 1.0)
-# Least order that each solver must show; a solver that is not named here must at least be of order 1.
-ORDERS = {"heun": 2.0}
-
-
-def tensors(seed, *shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @given(seeds, levels)
@@ -30,6 +25,9 @@ def test_velocity_x0_and_eps_round_trip(seed, level):
     x, v = path.interpolate(x0, eps, t), path.velocity(x0, eps)
     torch.testing.assert_close(path.x0_from_velocity(x, v, t), x0)
     torch.testing.assert_close(path.eps_from_velocity(x, v, t), eps)
+    if 1 - level >= path.LEAST_LEVEL:
+        torch.testing.assert_close(path.velocity_from_eps(x, eps, t), v)
+        torch.testing.assert_close(path.as_velocity(eps, x, t, "eps"), path.as_velocity(v, x, t, "velocity"))
     if level >= path.LEAST_LEVEL:
         torch.testing.assert_close(path.velocity_from_x0(x, x0, t), v)
         torch.testing.assert_close(path.as_velocity(x0, x, t, "x0"), path.as_velocity(v, x, t, "velocity"))
@@ -58,69 +56,10 @@ def test_a_law_rises_from_0_to_1_and_its_shift_is_applied_once(name):
     torch.testing.assert_close(strong(u), shifted(law(u), 3.0))
 
 
-def flow_of(mean, variance):
-    """The exact velocity field of data N(mean, diag(variance)), and where it carries noise."""
-
-    def velocity(x, t):
-        seen = (1 - t) ** 2 * variance + t**2
-        return {"x": -mean + (t - (1 - t) * variance) / seen * (x["x"] - (1 - t) * mean)}
-
-    def exact(x, start, end):
-        scale = ((1 - end) ** 2 * variance + end**2) / ((1 - start) ** 2 * variance + start**2)
-        return (1 - end) * mean + scale.sqrt() * (x - (1 - start) * mean)
-
-    return velocity, exact
-
-
-@pytest.mark.parametrize("name", solvers.names())
-def test_order_of_convergence_on_the_gaussian_flow(name):
-    mean, variance = tensors(0, 5), tensors(1, 5).exp()
-    velocity, exact = flow_of(mean, variance)
-    x, solver = tensors(2, 4, 3, 5), solvers.get(name)()
-    counts, errors = [16, 32, 64, 128], []
-    for steps in counts:
-        row = torch.linspace(0.9, 0.1, steps + 1, dtype=torch.float64)
-        errors.append(float((solver({"x": x}, row, velocity)["x"] - exact(x, 0.9, 0.1)).abs().max()))
-    slope = -torch.tensor(errors).log().diff().mean() / torch.tensor(2.0).log()
-    assert slope >= ORDERS.get(name, 1.0) - 0.2
-
-
-@pytest.mark.parametrize("name", solvers.names())
-@given(seeds, st.integers(1, 12), st.floats(0.3, 5))
-def test_solvers_end_exactly_on_a_point_mass(name, seed, steps, shift):
-    point = tensors(seed, 5)
-    end = solvers.get(name)()(
-        {"x": tensors(seed + 1, 2, 3, 5)}, level_schedule(steps, shift), lambda x, t: {"x": (x["x"] - point) / t}
-    )
-    torch.testing.assert_close(end["x"], point.expand(2, 3, 5), atol=1e-9, rtol=1e-9)
-
-
-@pytest.mark.parametrize("name", solvers.names())
-def test_intervals_compose_and_evaluations_are_counted(name):
-    velocity, _ = flow_of(tensors(0, 5), tensors(1, 5).exp())
-    solver, calls = solvers.get(name)(), []
-
-    def counted(x, t):
-        calls.append(t)
-        return velocity(x, t)
-
-    row, x = level_schedule(8, 2.0), {"x": tensors(2, 1, 3, 5)}
-    whole = solver(x, row, counted)["x"]
-    assert len(calls) == solver.evaluations(8)
-    assert row[-1] == 0
-    halves = solver(solver(x, row[:5], velocity), row[4:], velocity)["x"]
-    torch.testing.assert_close(halves, whole)
-
-
-def test_levels_must_fall():
-    with pytest.raises(ValueError, match="must fall"):
-        solvers.get("euler")()({"x": torch.zeros(1, 1, 1)}, torch.tensor([0.0, 1.0]), lambda x, t: x)
-
-
 @given(st.lists(st.integers(0, 10_000), min_size=2, max_size=6, unique=True), seeds)
 def test_draws_depend_on_neither_batch_nor_order(indices, seed):
     world = worlds.get("gaussian")(duration_s=0.4)
-    drawing = Drawing(coupling="independent", modality_dropout=0.5)
+    drawing = replace(EVERYTHING, coupling="independent", modality_dropout=0.5)
 
     def draw(rows):
         return drawing(world.batch("train", torch.tensor(rows)).streams, generators("t", seed, rows))
@@ -130,18 +69,105 @@ def test_draws_depend_on_neither_batch_nor_order(indices, seed):
         alone = draw([index])
         for key in whole.noise:
             assert torch.equal(alone.noise[key][0], whole.noise[key][place])
-            assert alone.levels[key][0] == whole.levels[key][place]
+            assert torch.equal(alone.levels[key][0], whole.levels[key][place])
         assert alone.drop_text[0] == whole.drop_text[place]
         assert alone.cut[0] == whole.cut[place]
 
 
-def test_dropout_rates_are_exact_at_batch_size_one():
-    world = worlds.get("gaussian")(duration_s=0.08)
-    drawing = Drawing(text_dropout=0.3, modality_dropout=0.2)
+EVERYTHING = Drawing(
+    text_dropout=0.3,
+    modality_dropout=0.2,
+    modality_given=0.4,
+    first_step={"video": 0.25},
+    continuation=0.35,
+    shifts={"audio": 2.0},
+)
+
+
+def test_dropout_rates_are_exact_at_batch_size_one_and_whatever_the_split():
+    """Each sample draws from its own generator: 2000 batches of one and one of 2000 (or a rank's share) realise the same."""
+    world, count = worlds.get("gaussian")(duration_s=0.16), 2000
     streams = world.batch("train", torch.tensor([0])).streams
-    draws = [drawing(streams, generators("t", 0, [index])) for index in range(2000)]
-    assert abs(sum(bool(draw.drop_text[0]) for draw in draws) / 2000 - 0.3) < 0.04
-    assert abs(sum(bool(draw.cut[0]) for draw in draws) / 2000 - 0.2) < 0.04
+    alone = [EVERYTHING(streams, generators("t", 0, [index])) for index in range(count)]
+    assert abs(sum(bool(draw.drop_text[0]) for draw in alone) / count - 0.3) < 0.04
+    assert abs(sum(bool(draw.cut[0]) for draw in alone) / count - 0.2) < 0.04
+    rank = range(1, count, 2)
+    share = EVERYTHING(world.batch("train", torch.tensor(rank)).streams, generators("t", 0, rank))
+    for place, index in enumerate(rank):
+        assert share.drop_text[place] == alone[index].drop_text[0]
+        assert share.cut[place] == alone[index].cut[0]
+        assert all(torch.equal(share.clean[name][place], alone[index].clean[name][0]) for name in streams)
+    assert share.rates().keys() == {"text_dropped", "modality_dropped", "given_video", "given_audio"}
+    assert float(share.rates()["text_dropped"]) == pytest.approx(sum(bool(draw.drop_text[0]) for draw in alone[1::2]) / len(rank))
+
+
+@pytest.mark.parametrize("coupling", ["shared", "one_clean"])
+def test_one_given_modality_is_any_with_equal_chance_and_the_other_stays_noisy(coupling):
+    world = worlds.get("gaussian")(duration_s=0.16)
+    drawing = Drawing(coupling=coupling, modality_given=0.5 if coupling == "shared" else 0.0)
+    draws = drawing(world.batch("train", torch.arange(2000)).streams, generators("t", 0, range(2000)))
+    video, audio = draws.clean["video"], draws.clean["audio"]
+    assert not (video & audio).any()
+    assert abs(float((video | audio).float().mean()) - drawing.given_rate) < 0.04
+    assert abs(float(video.float().mean()) - drawing.given_rate / 2) < 0.04
+    assert torch.equal(draws.levels["video"] == 0, video)
+    assert torch.equal(draws.levels["audio"][~audio & ~video], draws.levels["video"][~audio & ~video])
+
+
+def test_a_first_step_and_a_beginning_are_clean_and_nothing_later_is():
+    world = worlds.get("pulse")(video_patch=8)
+    streams = world.batch("train", torch.arange(64)).streams
+    first = Drawing(first_step={"video": 1.0})(streams, generators("t", 0, range(64))).clean
+    assert set(first) == {"video"}
+    assert first["video"].sum(1).tolist() == [4] * 64  # one frame of 2 x 2 patches
+    begun = Drawing(continuation=1.0)(streams, generators("t", 0, range(64)))
+    for name, clean in begun.clean.items():
+        assert not (clean[:, 1:] & ~clean[:, :-1]).any()
+        assert not clean[:, -1].any()
+        assert torch.equal(begun.levels[name] == 0, clean)
+    until = [begun.clean[name].float().mean(1) for name in ("video", "audio")]
+    assert (until[0] - until[1]).abs().max() < 0.06
+    assert until[0].max() > 0.9
+    assert until[0].min() < 0.1
+
+
+@given(seeds, st.sampled_from([False, True]))
+def test_only_noisy_tokens_are_in_the_loss_unless_asked(seed, clean_loss):
+    world = worlds.get("gaussian")(duration_s=0.4)
+    batch = world.batch("train", torch.arange(6))
+    draws = EVERYTHING(batch.streams, generators("t", seed, range(6)))
+
+    def network(streams, levels, text, cut):
+        wrong = {}
+        for name, stream in streams.items():
+            clean = draws.clean[name]
+            assert torch.equal(stream.tokens[clean], batch.streams[name].tokens[clean])
+            right = batch.streams[name].tokens * 0 + draws.noise[name] - batch.streams[name].tokens
+            wrong[name] = torch.where(clean.unsqueeze(-1), right + 10, right)
+        return wrong
+
+    losses = Objective("velocity", clean_loss=clean_loss).per_sample(network, batch, draws)
+    for name, loss in losses.items():
+        share = draws.clean[name].float().mean(1)
+        torch.testing.assert_close(loss, 100 * share if clean_loss else torch.zeros(6), atol=1e-4, rtol=1e-5)
+
+
+@given(seeds, st.floats(0.06, 1.0), st.floats(0.5, 10))
+def test_min_snr_weights_the_loss_on_clean_tokens_as_its_paper_does(seed, level, gamma):
+    x, x0, guess = tensors(seed, 1, 2, 3), tensors(seed + 1, 1, 2, 3), tensors(seed + 2, 1, 2, 3)
+    t = torch.tensor([level], dtype=torch.float64)
+    on_velocity = (path.velocity_from_x0(x, x0, t) - path.velocity_from_x0(x, guess, t)).square().mean()
+    snr = ((1 - level) / level) ** 2
+    weighted = level_weights.get("min_snr")(gamma)(t)[0] * on_velocity
+    torch.testing.assert_close(weighted, min(snr, gamma) * (x0 - guess).square().mean())
+
+
+def test_laws_that_are_wrong_are_refused():
+    for wrong in ({"coupling": "loose"}, {"continuation": 1.5}, {"first_step": {"video": -1.0}}, {"shifts": {"audio": 0.0}}):
+        with pytest.raises(ValueError, match=r"flow\."):
+            Drawing(**wrong)
+    with pytest.raises(ValueError, match=r"leave flow\.modality_given at 0"):
+        Drawing(coupling="one_clean", modality_given=0.5)
 
 
 @pytest.mark.parametrize("prediction", path.PREDICTIONS)
@@ -149,31 +175,15 @@ def test_a_perfect_network_has_no_loss(prediction):
     world = worlds.get("gaussian")(duration_s=0.4)
     batch = world.batch("train", torch.arange(8))
     draws = Drawing()(batch.streams, generators("t", 0, range(8)))
-    draws = type(draws)({key: level.clamp(min=0.06) for key, level in draws.levels.items()}, draws.noise, draws.drop_text, None)
+    draws = type(draws)({key: level.clamp(0.06, 0.94) for key, level in draws.levels.items()}, draws.noise, draws.drop_text, None)
 
     def network(streams, levels, text, cut):
-        clean = {key: batch.streams[key].tokens for key in streams}
-        return clean if prediction == "x0" else {key: draws.noise[key] - clean[key] for key in streams}
+        clean, noise = {key: batch.streams[key].tokens for key in streams}, draws.noise
+        answers = {"x0": clean, "eps": noise, "velocity": {key: noise[key] - clean[key] for key in streams}}
+        return answers[prediction]
 
     losses = Objective(prediction).per_sample(network, batch, draws)
     assert all(loss.max() < 1e-8 for loss in losses.values())
-
-
-@pytest.mark.parametrize("name", solvers.names())
-def test_sampling_does_not_depend_on_the_batch_split(name):
-    world = worlds.get("gaussian")(duration_s=0.4)
-    batch = world.batch("test", torch.arange(5))
-
-    def network(streams, levels, text, cut):
-        return {key: stream.tokens.tanh() * levels[key].view(-1, 1, 1) for key, stream in streams.items()}
-
-    sampler = Sampler(solver=solvers.get(name)(), steps=4)
-    whole = sampler(network, batch.streams, batch.text, generators("s", 0, range(5)))
-    for row in range(5):
-        one = {key: stream.rows(slice(row, row + 1)) for key, stream in batch.streams.items()}
-        alone = sampler(network, one, batch.text.rows(slice(row, row + 1)), generators("s", 0, [row]))
-        for key in whole:
-            assert torch.equal(alone[key][0], whole[key][row])
 
 
 def test_uniform_numbers_are_uniform_and_independent_of_the_batch():

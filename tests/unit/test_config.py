@@ -46,6 +46,20 @@ def test_a_misspelt_key_or_name_meets_the_nearest_known_one(override, remedy):
         (["flow.modality_dropout=3"], "modality_dropout"),
         (["flow.weights.sound=2"], "flow.weights"),
         (["flow.coupling=loose"], "flow.coupling"),
+        (["flow.clean_loss=true"], "flow.modality_given"),
+        (["flow.coupling=one_clean"], "evaluation.given"),
+        (["flow.first_step.smell=0.5"], "has audio, video"),
+        (["evaluation.given=audio"], "flow.modality_given"),
+        (["evaluation.guidance.modality=2"], "flow.modality_dropout=0.2"),
+        (["evaluation.guidance.text=2", "world=gaussian"], "no captions"),
+        (["evaluation.guidance.text=two"], "evaluation.guidance.text"),
+        (["evaluation.guidance.text={smell: 2}"], "names smell"),
+        (["evaluation.guidance.apg.norm=1"], "no term is on"),
+        (["evaluation.guidance.negative.prompt=red"], "negative.scale"),
+        (["evaluation/schedule=custom", "evaluation.steps=7"], "multiple of the 4 steps"),
+        (["evaluation/schedule=custom", "evaluation.schedule.levels=[0.5, 0]"], "from exactly 1"),
+        (["evaluation.shifts.audio=-1"], "shifts positive"),
+        (["evaluation.branch_rows=0"], "branch_rows"),
         (["budget.parameters=1000"], "possible is"),
         (["evaluation.clips=1"], "clips"),
     ],
@@ -76,6 +90,34 @@ def test_identity_is_the_whole_config_and_the_data():
         assert run_hash(load([override]).resolved, "d") != run_hash(base.resolved, "d")
     assert run_hash(base.resolved, "d") != run_hash(base.resolved, "e")
     assert run_hash(load(["output.root=elsewhere", "logger=csv"]).resolved, "d") == run_hash(base.resolved, "d")
+
+
+def test_guidance_that_is_off_is_no_part_of_a_run():
+    assert load([]).resolved["evaluation"]["guidance"] == {}
+    assert run_hash(load(["evaluation.guidance.text=1"]).resolved, "d") == run_hash(load([]).resolved, "d")
+    assert run_hash(load(["evaluation.guidance.text=2"]).resolved, "d") != run_hash(load([]).resolved, "d")
+
+
+def test_settings_by_modality_and_guidance_survive_the_run_s_own_file(tmp_path):
+    config = load(
+        [
+            "flow.weights.audio=0.2",
+            "flow.first_step.video=0.5",
+            "evaluation.shifts.audio=2",
+            "evaluation/schedule=custom",
+            "evaluation.guidance.text={video: 3}",
+            "evaluation.guidance.apg.norm=1",
+            "flow/weighting=min_snr",
+        ]
+    )
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(dict(config.resolved)))
+    assert from_file(tmp_path / "config.yaml").resolved == config.resolved
+    assert from_file(tmp_path / "config.yaml", ["evaluation/schedule=karras"]).evaluation.schedule.name == "karras"
+    old = yaml.safe_load(yaml.safe_dump(dict(load([]).resolved)))
+    for group, key in (("evaluation", "guidance"), ("evaluation", "schedule"), ("flow", "weighting"), ("flow", "first_step")):
+        del old[group][key]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(old))
+    assert from_file(tmp_path / "config.yaml").resolved == load([]).resolved
 
 
 def test_clips_has_its_shortcut(tmp_path):

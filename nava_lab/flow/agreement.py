@@ -1,0 +1,73 @@
+"""Does sampling ask for what training practised? What it never did is refused; what it did otherwise is told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nava_lab.flow.draws import Drawing
+from nava_lab.flow.guidance.algebra import Guidance
+from nava_lab.flow.sampling import Sampler
+
+
+def check_guidance(guidance: Guidance, drawing: Drawing, captions: bool) -> None:
+    """ValueError where a term or modifier needs something that was never trained, with the reason and the remedy.
+
+    Args:
+        guidance: terms and modifiers.
+        drawing: the laws of training.
+        captions: whether the world says anything in words.
+    """
+    for part in (*guidance.terms, *guidance.modifiers):
+        reason = part.untrained(drawing, captions)
+        if reason:
+            raise ValueError(f"evaluation.guidance.{part.name} is refused: {reason}")
+        part.check(guidance.encode)
+
+
+def check_use(drawing: Drawing, whole: Sequence[str] = (), first_step: Sequence[str] = (), beginning: bool = False) -> None:
+    """ValueError where a use was never trained, with the reason and the remedy.
+
+    Args:
+        drawing: the laws of training.
+        whole: modalities that are given in full.
+        first_step: modalities whose first step in time is given.
+        beginning: whether the beginning of every modality is given.
+    """
+    if whole and drawing.coupling != "independent" and not drawing.given_rate:
+        raise ValueError(
+            f"{', '.join(whole)} given: this model was never trained with a clean modality; train with flow.modality_given=0.2 "
+            "(or flow.coupling=independent, or one_clean)"
+        )
+    for name in first_step:
+        if not drawing.first_step.get(name, 0):
+            raise ValueError(
+                f"first step of {name} given: this model was never trained with one; train with flow.first_step.{name}=0.2"
+            )
+    if beginning and not drawing.continuation:
+        raise ValueError("continuation: this model was never trained with a given beginning; train with flow.continuation=0.2")
+    if not whole and drawing.given_rate >= 1:
+        raise ValueError(
+            "this model was trained with one modality given in every sample, so it cannot generate without; "
+            "give one (evaluation.given=..., or nava sample --given), or train with flow.modality_given below 1"
+        )
+
+
+def disagreements(sampler: Sampler, drawing: Drawing, modalities: Sequence[str]) -> list[str]:
+    """Where the sampler's laws of levels are others than training's, one line each.
+
+    Args:
+        sampler: solver, schedule and shifts.
+        drawing: the laws of training.
+        modalities: those that are generated.
+    """
+    lines, sampled = [], {name: sampler.shifts.get(name, sampler.shift) for name in modalities}
+    for name in modalities:
+        if sampled[name] != drawing.shift(name):
+            lines.append(f"{name} is sampled with shift {sampled[name]:g} and was trained with shift {drawing.shift(name):g}")
+    unequal = {round(sampled[name] / drawing.shift(name), 9) for name in modalities}
+    if len(unequal) > 1 and drawing.coupling != "independent":
+        lines.append(
+            f"modalities are sampled at levels that do not go together in training (flow.coupling={drawing.coupling}; "
+            "flow.coupling=independent trains all)"
+        )
+    return lines

@@ -1,0 +1,56 @@
+"""Adaptive projected guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from nava_lab.flow.guidance.base import Modifier, Moment
+from nava_lab.registry import guidance
+
+
+@guidance.register("apg")
+@dataclass(frozen=True)
+class AdaptiveProjected(Modifier):
+    """Turns a term's direction away from the predicted clean tokens (Sadat et al. 2024, arXiv 2410.02416, algorithm 1).
+
+    With D = x - t v the clean tokens that the conditional branch predicts, the part of a direction that is parallel to D
+    saturates, the orthogonal one improves. The direction in D is ``-t (v_c - v_null)``.
+
+    Attributes:
+        parallel: share of the parallel part that is kept (eta in the paper); 1 keeps all.
+        norm: a direction in D longer than this, per element (root mean square), is shortened to it; 0 shortens none.
+        momentum: weight of the earlier directions (beta in the paper, there negative).
+    """
+
+    parallel: float = 1.0
+    norm: float = 0.0
+    momentum: float = 0.0
+
+    example: ClassVar[Mapping[str, object]] = {"parallel": 0.0, "norm": 0.05, "momentum": -0.5}
+
+    def __post_init__(self) -> None:
+        if self.norm < 0 or not -1 < self.momentum < 1:
+            raise ValueError(f"evaluation.guidance.apg: norm={self.norm} must be at least 0, momentum={self.momentum} within ±1")
+
+    def direction(self, term: str, name: str, direction: Tensor, conditional: Tensor, moment: Moment) -> Tensor:
+        t = moment.levels[name]
+        change = t * direction
+        if self.momentum:
+            key = f"apg {term} {name}"
+            if key in moment.memory:
+                change = change + self.momentum * moment.memory[key]
+            moment.memory[key] = change
+        if self.norm:
+            one = change.new_ones(()).expand_as(change)
+            size = (moment.inner(name, change, change) / moment.inner(name, one, one).clamp(min=1)).sqrt()
+            change = change * (self.norm / size).where(size > self.norm, 1.0)
+        if self.parallel != 1:
+            clean = moment.x[name] - t * conditional
+            length = moment.inner(name, clean, clean)
+            along = (moment.inner(name, change, clean) / length).where(length > 0, 0.0) * clean
+            change = change - (1 - self.parallel) * along
+        return change / t

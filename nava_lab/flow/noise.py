@@ -1,0 +1,18 @@
+"""Normal noise, each sample's from its own generator: what a sample gets depends on no other one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+
+def normal_like(values: Mapping[str, Tensor], generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+    """Standard normal numbers of every entry's shape ``b n c``; row i of all entries comes from ``generators[i]``."""
+    where = generators[0].device if generators else None
+    drawn = {name: torch.empty(value.shape, dtype=value.dtype, device=where) for name, value in values.items()}
+    for row, generator in enumerate(generators):
+        for noise in drawn.values():
+            noise[row].normal_(generator=generator)
+    return {name: drawn[name].to(value.device) for name, value in values.items()}

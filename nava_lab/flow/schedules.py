@@ -1,0 +1,98 @@
+"""Schedules of sampling: which levels a solver stops at on its way from noise (1) to data (0).
+
+A schedule gives one row; shifts, one for all modalities or one for each, are applied to it once, by the sampler.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from nava_lab.registry import schedules
+
+Row = Float64[Tensor, " nodes"]
+
+
+@dataclass(frozen=True)
+class LevelSchedule:
+    """Base of the schedules."""
+
+    name: ClassVar[str] = ""
+
+    def row(self, steps: int) -> Row:
+        """``steps + 1`` falling levels, the last exactly 0."""
+        raise TypeError(f"{type(self).__name__} gives no row")
+
+    def __call__(self, steps: int) -> Row:
+        if steps < 1:
+            raise ValueError(f"evaluation.steps={steps}: sampling needs at least one step")
+        return self.row(steps)
+
+
+@schedules.register("uniform")
+@dataclass(frozen=True)
+class UniformSchedule(LevelSchedule):
+    """Equal steps of the level."""
+
+    def row(self, steps: int) -> Row:
+        return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+
+
+@schedules.register("karras")
+@dataclass(frozen=True)
+class KarrasSchedule(LevelSchedule):
+    """Equal steps of the rho-th root of the noise-to-signal ratio (Karras et al. 2022, equation 5), from pure noise.
+
+    Attributes:
+        rho: 7 in the paper; larger spends more steps near the data.
+        most: noise-to-signal ratio t / (1 - t) of the second level, the first being pure noise.
+        least: the same of the last level before 0.
+    """
+
+    rho: float = 7.0
+    most: float = 80.0
+    least: float = 0.02
+
+    def __post_init__(self) -> None:
+        if not (self.rho > 0 and self.most > self.least > 0):
+            raise ValueError(f"evaluation.schedule: rho={self.rho}, most={self.most} > least={self.least} must be positive")
+
+    def row(self, steps: int) -> Row:
+        inner = torch.linspace(1, 0, max(1, steps - 1), dtype=torch.float64)
+        low, high = self.least ** (1 / self.rho), self.most ** (1 / self.rho)
+        ratio = (low + inner * (high - low)) ** self.rho
+        ends = torch.tensor([1.0, 0.0], dtype=torch.float64)
+        return torch.cat((ends[:1], ratio / (1 + ratio) if steps > 1 else ends[:0], ends[1:]))
+
+
+@schedules.register("custom")
+@dataclass(frozen=True)
+class CustomSchedule(LevelSchedule):
+    """Levels as listed, between which further steps are spread evenly.
+
+    Attributes:
+        levels: falling from 1 to 0; evaluation.steps must be a multiple of the listed steps.
+    """
+
+    levels: list[float] = field(default_factory=lambda: [1.0, 0.75, 0.5, 0.25, 0.0])
+
+    def __post_init__(self) -> None:
+        row = self.levels
+        falls = all(later < earlier for earlier, later in itertools.pairwise(row))
+        if len(row) < 2 or not falls or row[-1] != 0 or row[0] != 1:
+            raise ValueError(f"evaluation.schedule.levels={row} must fall from exactly 1 to exactly 0")
+
+    def row(self, steps: int) -> Row:
+        listed = len(self.levels) - 1
+        if steps % listed:
+            raise ValueError(f"evaluation.steps={steps} must be a multiple of the {listed} steps in evaluation.schedule.levels")
+        each = steps // listed
+        parts = [
+            high + (low - high) * torch.arange(each, dtype=torch.float64) / each for high, low in itertools.pairwise(self.levels)
+        ]
+        return torch.cat((*parts, torch.zeros(1, dtype=torch.float64)))

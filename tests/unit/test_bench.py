@@ -1,0 +1,31 @@
+"""The benchmark: what it counts, what it prints, what it refuses. Its ratios belong to a quiet machine and are not tested."""
+
+import json
+
+import pytest
+
+from nava_lab.bench import BENCHES
+from nava_lab.bench.sampler import main
+from nava_lab.cli import bench
+from nava_lab.registry import solvers
+
+
+def test_every_solver_has_a_row_with_the_evaluations_it_asked_for(capsys):
+    small = ["budget.parameters=300_000", "variant=unified", "trainer=cpu"]
+    main(["--json", "--batch-size=2", "--steps", "2", "--repeats=1", *small])
+    rows = {row["solver"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert set(rows) == {*solvers.names(), "heun, text", "heun, guided"}
+    assert rows["euler"]["evaluations"] == 2
+    assert rows["heun"]["evaluations"] == 3
+    assert rows["heun, guided"]["evaluations"] > 3
+    assert all(1 <= row["least"] <= row["ratio"] <= row["most"] for row in rows.values())
+
+
+def test_what_is_not_known_is_refused():
+    with pytest.raises(ValueError, match="sampler"):
+        bench(["smapler"])
+    with pytest.raises(ValueError, match="no option --stpes"):
+        main(["--stpes", "3"])
+    with pytest.raises(ValueError, match="whole number"):
+        main(["--steps=none"])
+    assert set(BENCHES) >= {"sampler"}

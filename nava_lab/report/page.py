@@ -46,6 +46,7 @@ def write_page(comparison: Comparison, folder: Path) -> Path:
         truth=[interval(comparison.truth().get(name), digits_for(name)) for name in [comparison.headline, *columns]]
         if comparison.truth()
         else [],
+        guidance=_guidance(comparison.runs),
         over_seeds=comparison.over_seeds(),
         figures={name: base64.b64encode(picture).decode() for name, picture in figures.items() if picture},
         previews=[_previews(run) for run in comparison.runs],
@@ -57,6 +58,11 @@ def write_page(comparison: Comparison, folder: Path) -> Path:
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
     return path
+
+
+def _guidance(runs: Sequence[Run]) -> str:
+    found = dict.fromkeys(str(run.record["evaluation"].get("guidance", "unknown")) for run in runs)
+    return "; ".join(found)
 
 
 def _row(run: Run, headline: str, columns: Sequence[str]) -> dict[str, Any]:

@@ -60,10 +60,11 @@ class Evaluation:
 
 @dataclass
 class Attention:
-    """Reach and backend of attention."""
+    """Reach and backend of attention; ``cut``: who is cut off where attention is cut, "all" modalities or one by name."""
 
     window_s: float = float("inf")
-    backend: str = "sdpa"
+    backend: str = "auto"
+    cut: str = "all"
 
 
 @dataclass

@@ -178,10 +178,11 @@ def variant_folders() -> list[Path]:
 
 blocks: Registry = Registry("block", "blocks", _inside("blocks"))
 bridges: Registry = Registry("bridge", "bridges", _inside("blocks"))
+backends: Registry = Registry("attention backend", "backends", _inside("attention/backends"))
 variants: Registry = Registry("variant", "variants", variant_folders)
 worlds: Registry = Registry("world", "worlds", _inside("worlds"))
 level_laws: Registry = Registry("level law", "level_laws", _inside("flow"))
 solvers: Registry = Registry("solver", "solvers", _inside("flow"))
 metrics: Registry = Registry("metric", "metrics", _inside("evaluation"))
 
-ALL: tuple[Registry, ...] = (variants, worlds, blocks, bridges, solvers, level_laws, metrics)
+ALL: tuple[Registry, ...] = (variants, worlds, blocks, bridges, backends, solvers, level_laws, metrics)

@@ -5,14 +5,39 @@ Shape letters: b batch, n tokens of a stream, c channels of a token, d model wid
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 TEXT = "text"  # the one modality that is read but never generated
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Which sample each token of a packed row belongs to; the samples follow one another.
+
+    Attributes:
+        ids: ``1 n``, the sample of each token.
+        lengths: tokens of each sample; 0 for a sample that has none of this modality. Known to the host, so that attention
+            can work sample by sample without asking the device.
+    """
+
+    ids: Int[Tensor, "1 n"]
+    lengths: tuple[int, ...]
+
+    @staticmethod
+    def of(lengths: Sequence[int], device: torch.device | str = "cpu") -> Packing:
+        counts = torch.tensor(lengths, device=device)
+        ids = torch.repeat_interleave(torch.arange(len(lengths), device=device), counts, output_size=sum(lengths))
+        return Packing(ids.unsqueeze(0), tuple(lengths))
+
+    def places(self) -> Int[Tensor, "1 n"]:
+        """Each token's place within its own sample."""
+        starts = torch.tensor([0, *self.lengths[:-1]], device=self.ids.device).cumsum(0)
+        return torch.arange(self.ids.shape[1], device=self.ids.device) - starts[self.ids]
 
 
 @dataclass(frozen=True)
@@ -23,11 +48,15 @@ class Stream:
         tokens: ``b n c`` values, or ``b n`` integer ids (text before its encoder).
         positions: ``b n 3`` or ``1 n 3``: seconds at the token's centre, then row and column in patches.
         valid: ``b n``, False for padding and for a modality that a sample lacks; None where every token is real.
+        packing: where the real tokens of several samples are packed into one row (b is 1), whose each one is.
+        span: ``b n``, label of the speech span that a token lies in (-1: none), or number of the reference it is.
     """
 
     tokens: Shaped[Tensor, "b n *c"]
     positions: Float[Tensor, "_ n 3"]
     valid: Bool[Tensor, "b n"] | None = None
+    packing: Packing | None = None
+    span: Int[Tensor, "b n"] | None = None
 
     def __len__(self) -> int:
         return self.tokens.shape[1]
@@ -36,14 +65,36 @@ class Stream:
         """The same places with other values."""
         return replace(self, tokens=tokens)
 
+    def real_tokens(self) -> Tensor:
+        """Values with whatever stands in padding replaced by zeros, so that not even NaN gets in."""
+        return self.tokens if self.valid is None else self.tokens.masked_fill(~self.valid.unsqueeze(-1), 0.0)
+
     def rows(self, select: Tensor | slice) -> Stream:
         """Some samples of the batch."""
         positions = self.positions if self.positions.shape[0] == 1 else self.positions[select]
-        return Stream(self.tokens[select], positions, None if self.valid is None else self.valid[select])
+        valid, span = (None if part is None else part[select] for part in (self.valid, self.span))
+        return Stream(self.tokens[select], positions, valid, None, span)
 
     def to(self, device: torch.device | str) -> Stream:
-        valid = None if self.valid is None else self.valid.to(device)
-        return Stream(self.tokens.to(device), self.positions.to(device), valid)
+        valid, span = (None if part is None else part.to(device) for part in (self.valid, self.span))
+        packing = None if self.packing is None else Packing(self.packing.ids.to(device), self.packing.lengths)
+        return Stream(self.tokens.to(device), self.positions.to(device), valid, packing, span)
+
+    def packed(self) -> Stream:
+        """The real tokens of all samples, one sample after the other, in a batch of one row."""
+        batch, length = self.tokens.shape[:2]
+        valid = torch.ones((batch, length), dtype=torch.bool, device=self.tokens.device) if self.valid is None else self.valid
+        span = None if self.span is None else self.span[valid].unsqueeze(0)
+        positions = self.positions.expand(batch, -1, -1)[valid].unsqueeze(0)
+        lengths = valid.sum(1).tolist()
+        return Stream(self.tokens[valid].unsqueeze(0), positions, None, Packing.of(lengths, valid.device), span)
+
+    def unpacked(self, values: Float[Tensor, "1 m c"]) -> Float[Tensor, "b n c"]:
+        """Values of ``self.packed()``'s tokens back in this stream's places, with zeros in padding."""
+        batch, length = self.tokens.shape[:2]
+        if self.valid is None:
+            return values.reshape(batch, length, -1)
+        return values.new_zeros(batch, length, values.shape[-1]).masked_scatter(self.valid.unsqueeze(-1), values)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from nava_lab.attention.attend import check
 from nava_lab.config import Config, ConfigError, from_file
 from nava_lab.evaluation.previews import write_previews
 from nava_lab.evaluation.protocol import Result, evaluate
@@ -134,6 +135,7 @@ def train(config: Config, built: Parts, folder: Path, tell: Tell = print) -> Non
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     on_gpu = accelerator in ("gpu", "cuda")
+    check(config.attention.backend, "cuda" if on_gpu else "cpu", gradients=True)
     precision = machine.precision if machine.precision != "auto" else "bf16-mixed" if on_gpu else "32-true"
     try:
         trainer = pl.Trainer(

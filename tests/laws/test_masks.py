@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nava_lab.attention import Cut, Everything, Padding, Tokens, Window, attend
-from nava_lab.attention.backends import BACKENDS
 from nava_lab.streams import Stream, time_positions
 
 NAMES = ("video", "audio", "text")
@@ -68,7 +67,7 @@ def test_cut_is_by_modality_text_is_read_and_does_not_read(video, audio):
         assert (mask[0][block] == bool(expected)).all()
 
 
-@pytest.mark.parametrize("backend", list(BACKENDS))
+@pytest.mark.parametrize("backend", ["reference", "sdpa"])
 @given(st.integers(1, 33), st.integers(1, 33), st.sampled_from([(4, 4), (4, 2), (4, 1)]), st.integers(0, 999))
 def test_backends_equal_a_float64_softmax(backend, queries, keys, heads, seed):
     """Laws 3, 4 and 5: any lengths, grouped heads, rows that see nothing give 0 with finite gradients."""

@@ -27,9 +27,11 @@ USAGE = """nava: compare joint audio-video generators at equal parameters, compu
 
   nava train [-m] [KEY=VALUE ...]     train (or continue), sample, score; -m: every combination of values
   nava describe [KEY=VALUE ...]       stages, parameters by group, FLOPs, how the budget was met  [--json]
+                                      --mask: a picture of who sees whom in every stage (--mask=cut: where attention is cut)
   nava sample RUN                     new clips from a finished or killed run   [--count N] [--seed N] [--out FOLDER]
   nava score RUN [evaluation.KEY=V]   score a finished or killed run
   nava compare RUN ...                table and page                            [--out FOLDER]
+  nava bench attention                time and error of each backend here    [--lengths N,N] [--widths N,N] [--device D] [--json]
   nava demo [KEY=VALUE ...]           the three families at one budget, trained, scored and compared
 
 `nava train --help` lists what can be set. RUN is a run's folder.
@@ -199,12 +201,17 @@ def _multirun(overrides: list[str]) -> list[Path]:
 
 def describe(arguments: list[str]) -> None:
     as_json = "--json" in arguments
-    overrides = [part for part in arguments if part != "--json"]
+    mask = next((part for part in arguments if part in ("--mask", "--mask=cut")), None)
+    overrides = [part for part in arguments if part not in ("--json", mask)]
     _only_overrides(overrides)
     from nava_lab.config import load
-    from nava_lab.study.describe import description
+    from nava_lab.study.describe import description, mask_pictures
 
-    described = description(load(overrides))
+    config = load(overrides)
+    if mask is not None:
+        print("\n\n".join(picture.text() for picture in mask_pictures(config, cut=mask == "--mask=cut")))
+        return
+    described = description(config)
     if as_json:
         print(json.dumps(described, indent=2))
         return
@@ -267,6 +274,18 @@ def demo(arguments: list[str]) -> None:
     _compare(_multirun(arguments), None)
 
 
+def bench(arguments: list[str]) -> None:
+    from importlib import import_module
+
+    from nava_lab.bench import BENCHES
+    from nava_lab.registry import nearest
+
+    name = arguments[0] if arguments else ""
+    if name not in BENCHES:
+        raise ValueError(f"nava bench NAME: {nearest(name, list(BENCHES))}")
+    import_module(BENCHES[name]).main(arguments[1:])
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "describe": describe,
@@ -274,6 +293,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "score": score,
     "compare": compare,
     "demo": demo,
+    "bench": bench,
 }
 
 

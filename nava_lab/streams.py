@@ -81,13 +81,16 @@ class Stream:
         return Stream(self.tokens.to(device), self.positions.to(device), valid, packing, span)
 
     def packed(self) -> Stream:
-        """The real tokens of all samples, one sample after the other, in a batch of one row."""
+        """The real tokens of all samples, one sample after the other, in a batch of one row. Asks the device for lengths."""
         batch, length = self.tokens.shape[:2]
-        valid = torch.ones((batch, length), dtype=torch.bool, device=self.tokens.device) if self.valid is None else self.valid
-        span = None if self.span is None else self.span[valid].unsqueeze(0)
-        positions = self.positions.expand(batch, -1, -1)[valid].unsqueeze(0)
-        lengths = valid.sum(1).tolist()
-        return Stream(self.tokens[valid].unsqueeze(0), positions, None, Packing.of(lengths, valid.device), span)
+        lengths = [length] * batch if self.valid is None else self.valid.sum(1).tolist()
+        span = None if self.span is None else self.in_one_row(self.span)
+        positions = self.in_one_row(self.positions.expand(batch, -1, -1))
+        return Stream(self.in_one_row(self.tokens), positions, None, Packing.of(lengths, self.tokens.device), span)
+
+    def in_one_row(self, values: Shaped[Tensor, "b n *c"]) -> Shaped[Tensor, "1 m *c"]:
+        """Of something that each token has, what the real tokens have."""
+        return (values.flatten(0, 1) if self.valid is None else values[self.valid]).unsqueeze(0)
 
     def unpacked(self, values: Float[Tensor, "1 m c"]) -> Float[Tensor, "b n c"]:
         """Values of ``self.packed()``'s tokens back in this stream's places, with zeros in padding."""

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,6 +16,7 @@ from torch import Tensor
 from nava_lab.attention.masks import Mask
 from nava_lab.attention.tokens import Tokens
 
+T = TypeVar("T")
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (line, head, query, key) -> may it see
 
 
@@ -48,9 +48,18 @@ class Visible:
         """The whole table."""
         return None if self.table is None else self.table.expand(-1, *self.shape)
 
-    @cached_property
+    def once(self, key: object, make: Callable[[], T]) -> T:
+        """What ``make`` makes, made at the first call."""
+        if key not in self.made:
+            self.made[key] = make()
+        return self.made[key]
+
+    @property
     def sees(self) -> Bool[Tensor, "_ _ 1"]:
         """Queries that see anything at all."""
+        return self.once("sees", self._sees)
+
+    def _sees(self) -> Tensor:
         if self.table is None or not self.shape[1]:
             return torch.full((1, 1, 1), self.shape[1] > 0, device=self.device)
         return self.table.any(-1, keepdim=True)
@@ -59,10 +68,13 @@ class Visible:
     def device(self) -> torch.device | None:
         return None if self.table is None else self.table.device
 
-    @cached_property
+    @property
     def unseen(self) -> Bool[Tensor, "_ _"] | None:
         """Keys that no query sees and that may hold anything, NaN too; None where there is no such key."""
-        return None if self.clean or self.table is None else ~self.table.any(1)
+        return None if self.clean else self.once("unseen", self._unseen)
+
+    def _unseen(self) -> Tensor | None:
+        return None if self.table is None else ~self.table.any(1)
 
     def additive(self, dtype: torch.dtype, lift_blind: bool) -> Float[Tensor, "_ _ k"] | None:
         """The table as what is added to logits: 0, or minus infinity where nothing is seen.
@@ -73,12 +85,12 @@ class Visible:
         """
         if self.table is None:
             return None
-        key = ("additive", dtype, lift_blind)
-        if key not in self.made:
-            hidden = ~self.table & self.sees if lift_blind else ~self.table
-            hidden = hidden.expand(-1, -1, self.shape[1])
-            self.made[key] = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill(hidden, float("-inf"))
-        return self.made[key]
+        return self.once(("additive", dtype, lift_blind), lambda: self._additive(dtype, lift_blind))
+
+    def _additive(self, dtype: torch.dtype, lift_blind: bool) -> Tensor:
+        hidden = ~self.table & self.sees if lift_blind else ~self.table
+        hidden = hidden.expand(-1, -1, self.shape[1])
+        return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill(hidden, float("-inf"))
 
     def mask_mod(self) -> MaskMod:
         """The same for a single pair, as flex attention asks."""
@@ -123,35 +135,33 @@ class _Ruled(Visible):
         self.shape, self.clean = (len(queries), len(keys)), clean
         self.made = {}
 
-    @cached_property
+    @property
     def table(self) -> Tensor | None:  # type: ignore[override]
-        return self.mask.table(self.queries, self.keys)
+        return self.once("table", lambda: self.mask.table(self.queries, self.keys))
 
     @property
     def device(self) -> torch.device:
         return self.keys.modality.device
 
-    @property
-    def unseen(self) -> Tensor | None:  # type: ignore[override]
+    def _unseen(self) -> Tensor | None:
         # Only padding may hold anything: without it there is nothing to look for.
-        return None if self.clean or self.keys.valid is None or self.table is None else ~self.table.any(1)
+        return None if self.keys.valid is None else super()._unseen()
 
     def mask_mod(self) -> MaskMod:
         queries, keys, mask = self.queries.flat(), self.keys.flat(), self.mask
-
-        def allows(line: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            answer = mask.allows(queries.at(line, query), keys.at(line, key))
-            return (query >= 0) & answer if isinstance(answer, bool) else answer
-
-        return allows
+        # `query < 0` is never so: it makes a tensor of a plain answer.
+        return lambda line, head, query, key: (query < 0) | mask.allows(queries.at(line, query), keys.at(line, key))
 
     @property
     def lines(self) -> int:
         facts = (*self.queries.facts, *self.keys.facts)
         return max(fact.shape[0] for fact in facts if fact is not None)
 
-    @cached_property
-    def groups(self) -> list[Group] | None:  # type: ignore[override]
+    @property
+    def groups(self) -> list[Group] | None:
+        return self.once("groups", self._groups)
+
+    def _groups(self) -> list[Group] | None:
         queries, keys = self.queries.lengths, self.keys.lengths
         if queries is None or keys is None:
             return None

@@ -87,6 +87,10 @@ class Given:
             self._memo[key] = Visible.of(mask, self._tokens(queries), self._tokens(keys), clean=True)
         return self._memo[key]
 
+    def asked(self) -> dict[tuple[tuple[str, ...], tuple[str, ...]], Visible | None]:
+        """What ``visible`` was asked so far, and answered."""
+        return {key[1:3]: answer for key, answer in self._memo.items() if key[0] == "visible"}
+
     def _tokens(self, order: tuple[str, ...]) -> Tokens:
         key = ("tokens", order)
         if key not in self._memo:

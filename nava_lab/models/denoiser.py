@@ -52,9 +52,10 @@ class Denoiser(nn.Module):
         size: width and feed-forward width, usually from the budget solver.
         window_s: attention between generated modalities reaches only this far in time.
         backend: the attention backend's name.
-        cut: which modality is cut off from the others in samples whose attention is cut; "all" of them, or one by name,
+        cut_off: which modality is cut off from the others in samples whose attention is cut; "all" of them, or one by name,
             which then reads only itself and the text while the others still read it.
         mask: a further rule between tokens.
+        packed: compute on the real tokens of a batch alone, packed into one row, whatever padding it comes with.
     """
 
     def __init__(
@@ -64,18 +65,20 @@ class Denoiser(nn.Module):
         size: Size,
         window_s: float = float("inf"),
         backend: str = "auto",
-        cut: str = "all",
+        cut_off: str = "all",
         mask: Mask | None = None,
+        packed: bool = False,
     ):
         super().__init__()
         self.clock = variant.clock
         self.window_s = window_s
         self.backend = backend
         self.generated = tuple(interface.modalities)
-        if cut != "all" and cut not in self.generated:
-            raise ValueError(f"attention.cut={cut} is not one of all, {', '.join(self.generated)}")
-        self.cut_off = None if cut == "all" else (cut,)
+        if cut_off != "all" and cut_off not in self.generated:
+            raise ValueError(f"attention.cut={cut_off} is not one of all, {', '.join(self.generated)}")
+        self.cut_off = None if cut_off == "all" else (cut_off,)
         self.mask = Everything() if mask is None else mask
+        self.packed = packed
         self.in_sequence = variant.text_place == "sequence"
         dims = self.dims(variant, interface, size)
         self.embed = nn.ModuleDict(
@@ -136,6 +139,8 @@ class Denoiser(nn.Module):
             text: captions as word ids or features, packed if the streams are.
             cut: samples in which attention between modalities is cut; None for none; a ``Cut`` says itself who is cut off.
         """
+        if self.packed and text.packing is None:
+            return self._packed(streams, levels, text, cut)
         row = {name: streams[name] for name in self.generated if name in streams}
         if not row:
             raise ValueError(f"no stream given; this model generates {', '.join(self.generated)}")
@@ -153,6 +158,14 @@ class Denoiser(nn.Module):
         for block, reads_text in zip(self.blocks, self.reads_text, strict=True):
             x = block(x, given if reads_text else without_text)
         return {name: self.heads[name](x[name], embedded.get(name)) for name in row}
+
+    def _packed(
+        self, streams: Mapping[str, Stream], levels: Mapping[str, Tensor], text: Stream, cut: Tensor | Cut | None
+    ) -> dict[str, Tensor]:
+        """The same without its padding, where velocities are 0."""
+        row = {name: stream.packed() for name, stream in streams.items()}
+        each = {name: level if level.ndim == 1 else streams[name].in_one_row(level) for name, level in levels.items()}
+        return {name: streams[name].unpacked(part) for name, part in self(row, each, text.packed(), cut).items()}
 
     def rule(self, cut: Tensor | Cut | None = None) -> Mask:
         """Who may see whom, in layers that read the text."""

@@ -78,5 +78,6 @@ def network(config: Config, solution: Solution) -> Denoiser:
         solution.size,
         window_s=config.attention.window_s,
         backend=config.attention.backend,
-        cut=config.attention.cut,
+        cut_off=config.attention.cut,
+        packed=config.attention.packed,
     )

@@ -54,7 +54,5 @@ class Flex(Backend):
 
 def block_mask(visible: Visible, device: torch.device) -> object:
     """The rule as flex attention wants it, made once."""
-    if "flex" not in visible.made:
-        lines = None if visible.lines == 1 else visible.lines
-        visible.made["flex"] = create_block_mask(visible.mask_mod(), lines, None, *visible.shape, device=str(device))
-    return visible.made["flex"]
+    lines = None if visible.lines == 1 else visible.lines
+    return visible.once("flex", lambda: create_block_mask(visible.mask_mod(), lines, None, *visible.shape, device=str(device)))

@@ -1,0 +1,5 @@
+"""Benchmarks by name. Each is a module with ``main(arguments)``; it is imported when it is asked for."""
+
+from __future__ import annotations
+
+BENCHES = {"attention": "nava_lab.bench.attention"}

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from nava_lab.attention.masks import Causal, Segments, Window
-from nava_lab.attention.visible import Visible, _Ruled
+from nava_lab.attention.masks import Causal, Mask, Segments, Window
+from nava_lab.attention.visible import Ruled, Visible
 from nava_lab.registry import backends
 
 AUTO = "auto"
@@ -50,11 +50,18 @@ def choose(device: str, gradients: bool, visible: Visible | None = None, keys: i
         return Choice("sdpa", f"{device}: fused attention, {trains}")
     if visible is None:
         return Choice("sdpa", "cuda without a mask: fused attention")
-    if isinstance(visible, _Ruled) and keys >= SPARSE_FROM:
-        sparse = [type(leaf).__name__ for leaf in visible.mask.leaves() if isinstance(leaf, (Window, Causal, Segments))]
+    if isinstance(visible, Ruled) and keys >= SPARSE_FROM:
+        sparse = [type(leaf).__name__ for leaf in visible.mask.leaves() if _skips(leaf, visible)]
         if sparse:
             return Choice("flex", f"cuda, {keys} keys under {', '.join(sparse)}: whole blocks can be skipped")
     return Choice("sdpa", "cuda with a mask that skips few blocks: fused attention")
+
+
+def _skips(leaf: Mask, visible: Ruled) -> bool:
+    """Whether a rule leaves whole blocks of the table empty."""
+    if isinstance(leaf, Window):
+        return leaf.seconds < float("inf")
+    return isinstance(leaf, Causal) or (isinstance(leaf, Segments) and visible.keys.lengths is not None)
 
 
 @cache

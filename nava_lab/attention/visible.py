@@ -41,7 +41,7 @@ class Visible:
         answer = mask.allows(_first(queries), _first(keys))
         if isinstance(answer, bool) and answer and len(keys):
             return None
-        return _Ruled(mask, queries, keys, clean)
+        return Ruled(mask, queries, keys, clean)
 
     @property
     def dense(self) -> Bool[Tensor, "_ q k"] | None:
@@ -127,7 +127,7 @@ class Group:
     visible: Visible | None
 
 
-class _Ruled(Visible):
+class Ruled(Visible):
     """What a mask allows between two rows; the table is only made where a backend asks for it."""
 
     def __init__(self, mask: Mask, queries: Tokens, keys: Tokens, clean: bool):
@@ -156,6 +156,17 @@ class _Ruled(Visible):
     def lines(self) -> int:
         facts = (*self.queries.facts, *self.keys.facts)
         return max(fact.shape[0] for fact in facts if fact is not None)
+
+    def _sees(self) -> Tensor:
+        if self.groups is None:
+            return super()._sees()
+        found = torch.zeros(self.shape[0], dtype=torch.bool, device=self.device)  # sample by sample: no table of the whole row
+        for group in self.groups:
+            if group.keys.numel():
+                found[group.queries] = (
+                    True if group.visible is None else group.visible.sees.squeeze(-1).expand(group.queries.shape)
+                )
+        return found.view(1, -1, 1)
 
     @property
     def groups(self) -> list[Group] | None:

@@ -360,7 +360,19 @@ def test_auto_says_what_it_takes_and_why():
     assert choose("cuda", True, window, 4000).backend == "flex"
     assert choose("cuda", False, window, 100).backend == "sdpa"
     assert choose("cuda", True, None, 9000).backend == "sdpa"
+    dense = long_scene(2500, Padding() & Segments() & Window(float("inf"))).visible()
+    assert choose("cuda", True, dense, 4000).backend == "sdpa"
     assert "Window" in choose("cuda", True, window, 4000).why
+
+
+def test_a_packed_row_needs_no_table_of_the_whole_row():
+    made = {name: stream.packed() for name, stream in big().streams.items()}
+    visible = Scene(made, Padding() & Segments() & Cut()).visible()
+    values = [torch.randn(1, visible.shape[0], 2, 8) for _ in range(3)]
+    attend(*values, visible, "sdpa")
+    sees = visible.sees
+    assert "table" not in visible.made
+    assert torch.equal(sees, visible.dense.any(-1, keepdim=True))
 
 
 def test_a_row_is_packed_or_not():

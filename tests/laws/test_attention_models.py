@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nava_lab.attention import Cut, Segments, Visible
-from nava_lab.attention.visible import _Ruled
+from nava_lab.attention.visible import Ruled
 from nava_lab.blocks.base import Given
 from nava_lab.blocks.tower import Tower
 from nava_lab.layers.rotary import Clock, rotate
@@ -371,7 +371,7 @@ def places_counted_through():
 def samples_not_kept_apart():
     stack = contextlib.ExitStack()
     stack.enter_context(mock.patch.object(Segments, "allows", return_value=True))
-    stack.enter_context(mock.patch.object(_Ruled, "groups", None))
+    stack.enter_context(mock.patch.object(Ruled, "groups", None))
     return stack
 
 

@@ -33,12 +33,14 @@ USAGE = """nava: compare joint audio-video generators at equal parameters, compu
 
   nava train [-m] [KEY=VALUE ...]     train (or continue), sample, score; -m: every combination of values
   nava describe [KEY=VALUE ...]       stages, parameters by group, FLOPs, how the budget was met  [--json]
+                                      --mask: a picture of who sees whom in every stage (--mask=cut: where attention is cut)
   nava sample RUN [evaluation.KEY=V]  new clips from a finished or killed run   [--count N] [--seed N] [--out FOLDER]
       [--batch-size N] [--previews N]; what is given: [--video FILE] [--audio FILE] [--first-frame FILE]
       [--continue FILE --seconds S], or of the world's own clips [--given MODALITY --from SPLIT]
   nava score RUN [evaluation.KEY=V]   score a finished or killed run
   nava compare RUN ...                table and page                            [--out FOLDER]
   nava bench sampler [KEY=VALUE ...]  overhead of each solver over bare model evaluations  [--json] [--batch-size N]
+  nava bench attention                time and error of each backend here    [--lengths N,N] [--widths N,N] [--device D] [--json]
   nava demo [KEY=VALUE ...]           the three families at one budget, trained, scored and compared
 
 `nava train --help` lists what can be set. RUN is a run's folder.
@@ -223,12 +225,17 @@ def _multirun(overrides: list[str]) -> list[Path]:
 
 def describe(arguments: list[str]) -> None:
     as_json = "--json" in arguments
-    overrides = [part for part in arguments if part != "--json"]
+    mask = next((part for part in arguments if part in ("--mask", "--mask=cut")), None)
+    overrides = [part for part in arguments if part not in ("--json", mask)]
     _only_overrides(overrides)
     from nava_lab.config import load
-    from nava_lab.study.describe import description
+    from nava_lab.study.describe import description, mask_pictures
 
-    described = description(load(overrides))
+    config = load(overrides)
+    if mask is not None:
+        print("\n\n".join(picture.text() for picture in mask_pictures(config, cut=mask == "--mask=cut")))
+        return
+    described = description(config)
     if as_json:
         print(json.dumps(described, indent=2))
         return

@@ -73,10 +73,16 @@ class Evaluation:
 
 @dataclass
 class Attention:
-    """Reach and backend of attention."""
+    """Reach and backend of attention.
+
+    ``cut``: who is cut off where attention is cut, "all" modalities or one by name. ``packed``: compute on real tokens
+    alone, packed into one row, instead of on padded ones.
+    """
 
     window_s: float = float("inf")
-    backend: str = "sdpa"
+    backend: str = "auto"
+    cut: str = "all"
+    packed: bool = False
 
 
 @dataclass

@@ -181,6 +181,7 @@ def variant_folders() -> list[Path]:
 
 blocks: Registry = Registry("block", "blocks", _inside("blocks"))
 bridges: Registry = Registry("bridge", "bridges", _inside("blocks"))
+backends: Registry = Registry("attention backend", "backends", _inside("attention/backends"))
 variants: Registry = Registry("variant", "variants", variant_folders)
 worlds: Registry = Registry("world", "worlds", _inside("worlds"))
 level_laws: Registry = Registry("level law", "level_laws", _inside("flow"))
@@ -190,4 +191,6 @@ solvers: Registry = Registry("solver", "solvers", _inside("flow/solvers"))
 guidance: Registry = Registry("guidance part", "guidance", _inside("flow/guidance"))
 metrics: Registry = Registry("metric", "metrics", _inside("evaluation"))
 
-ALL: tuple[Registry, ...] = (variants, worlds, blocks, bridges, solvers, schedules, guidance, level_laws, level_weights, metrics)
+ALL: tuple[Registry, ...] = (
+    *(variants, worlds, blocks, bridges, backends, solvers, schedules, guidance, level_laws, level_weights, metrics),
+)

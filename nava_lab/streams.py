@@ -9,10 +9,35 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 TEXT = "text"  # the one modality that is read but never generated
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Which sample each token of a packed row belongs to; the samples follow one another.
+
+    Attributes:
+        ids: ``1 n``, the sample of each token.
+        lengths: tokens of each sample; 0 for a sample that has none of this modality. Known to the host, so that attention
+            can work sample by sample without asking the device.
+    """
+
+    ids: Int[Tensor, "1 n"]
+    lengths: tuple[int, ...]
+
+    @staticmethod
+    def of(lengths: Sequence[int], device: torch.device | str = "cpu") -> Packing:
+        counts = torch.tensor(lengths, device=device)
+        ids = torch.repeat_interleave(torch.arange(len(lengths), device=device), counts, output_size=sum(lengths))
+        return Packing(ids.unsqueeze(0), tuple(lengths))
+
+    def places(self) -> Int[Tensor, "1 n"]:
+        """Each token's place within its own sample."""
+        starts = torch.tensor([0, *self.lengths[:-1]], device=self.ids.device).cumsum(0)
+        return torch.arange(self.ids.shape[1], device=self.ids.device) - starts[self.ids]
 
 
 @dataclass(frozen=True)
@@ -23,11 +48,15 @@ class Stream:
         tokens: ``b n c`` values, or ``b n`` integer ids (text before its encoder).
         positions: ``b n 3`` or ``1 n 3``: seconds at the token's centre, then row and column in patches.
         valid: ``b n``, False for padding and for a modality that a sample lacks; None where every token is real.
+        packing: where the real tokens of several samples are packed into one row (b is 1), whose each one is.
+        span: ``b n``, label of the speech span that a token lies in (-1: none), or number of the reference it is.
     """
 
     tokens: Shaped[Tensor, "b n *c"]
     positions: Float[Tensor, "_ n 3"]
     valid: Bool[Tensor, "b n"] | None = None
+    packing: Packing | None = None
+    span: Int[Tensor, "b n"] | None = None
 
     def __len__(self) -> int:
         return self.tokens.shape[1]
@@ -36,19 +65,46 @@ class Stream:
         """The same places with other values."""
         return replace(self, tokens=tokens)
 
+    def real_tokens(self) -> Tensor:
+        """Values with whatever stands in padding replaced by zeros, so that not even NaN gets in."""
+        return self.tokens if self.valid is None else self.tokens.masked_fill(~self.valid.unsqueeze(-1), 0.0)
+
     def rows(self, select: Tensor | slice) -> Stream:
         """Some samples of the batch."""
         positions = self.positions if self.positions.shape[0] == 1 else self.positions[select]
-        return Stream(self.tokens[select], positions, None if self.valid is None else self.valid[select])
+        valid, span = (None if part is None else part[select] for part in (self.valid, self.span))
+        return Stream(self.tokens[select], positions, valid, None, span)
 
     def to(self, device: torch.device | str) -> Stream:
-        valid = None if self.valid is None else self.valid.to(device)
-        return Stream(self.tokens.to(device), self.positions.to(device), valid)
+        valid, span = (None if part is None else part.to(device) for part in (self.valid, self.span))
+        packing = None if self.packing is None else Packing(self.packing.ids.to(device), self.packing.lengths)
+        return Stream(self.tokens.to(device), self.positions.to(device), valid, packing, span)
+
+    def packed(self) -> Stream:
+        """The real tokens of all samples, one sample after the other, in a batch of one row. Asks the device for lengths."""
+        batch, length = self.tokens.shape[:2]
+        lengths = [length] * batch if self.valid is None else self.valid.sum(1).tolist()
+        span = None if self.span is None else self.in_one_row(self.span)
+        positions = self.in_one_row(self.positions.expand(batch, -1, -1))
+        return Stream(self.in_one_row(self.tokens), positions, None, Packing.of(lengths, self.tokens.device), span)
+
+    def in_one_row(self, values: Shaped[Tensor, "b n *c"]) -> Shaped[Tensor, "1 m *c"]:
+        """Of something that each token has, what the real tokens have."""
+        return (values.flatten(0, 1) if self.valid is None else values[self.valid]).unsqueeze(0)
+
+    def unpacked(self, values: Float[Tensor, "1 m c"]) -> Float[Tensor, "b n c"]:
+        """Values of ``self.packed()``'s tokens back in this stream's places, with zeros in padding."""
+        batch, length = self.tokens.shape[:2]
+        if self.valid is None:
+            return values.reshape(batch, length, -1)
+        return values.new_zeros(batch, length, values.shape[-1]).masked_scatter(self.valid.unsqueeze(-1), values)
 
 
 def joined(streams: Sequence[Stream]) -> Stream:
-    """Streams of the same places, their samples one after another."""
+    """Padded streams of the same places, their samples one after another."""
     first = streams[0]
+    if any(stream.packing is not None for stream in streams):
+        raise ValueError("packed streams cannot be joined; join them padded and pack the result")
     same = first.positions.shape[0] == 1 and all(stream.positions.shape[0] == 1 for stream in streams)
     positions = first.positions
     if not same:
@@ -57,7 +113,10 @@ def joined(streams: Sequence[Stream]) -> Stream:
     if any(stream.valid is not None for stream in streams):
         full = [stream.tokens.new_ones(stream.tokens.shape[:2], dtype=torch.bool) for stream in streams]
         valid = torch.cat([one if stream.valid is None else stream.valid for stream, one in zip(streams, full, strict=True)])
-    return Stream(torch.cat([stream.tokens for stream in streams]), positions, valid)
+    spans = [stream.span for stream in streams if stream.span is not None]
+    if spans and len(spans) < len(streams):
+        raise ValueError("streams with and without spans cannot be joined")
+    return Stream(torch.cat([stream.tokens for stream in streams]), positions, valid, None, torch.cat(spans) if spans else None)
 
 
 @dataclass(frozen=True)

@@ -19,17 +19,19 @@ class AlignThenFuse(Variant):
         align_fraction: share of the layers that align (NAVA: 10 of 30), rounded to whole layers.
         keep: what an alignment layer keeps per modality: attention, text, feed_forward, norms, modulation. NAVA shares
             norms and feed-forward.
+        align_text: whether the alignment layers read the text; without it audio and video first correspond on their own.
     """
 
     align_fraction: float = 1 / 3
     keep: tuple[str, ...] = ("attention", "text", "modulation")
+    align_text: bool = True
 
     def stages(self) -> Sequence[Stage]:
         if not 0 <= self.align_fraction <= 1:
             raise ValueError(f"variant.align_fraction={self.align_fraction} must lie between 0 and 1")
         align = round(self.depth * self.align_fraction)
         stages = [
-            Stage(Joint(per_modality=tuple(self.keep)), align, "align"),
+            Stage(Joint(per_modality=tuple(self.keep)), align, "align", text=self.align_text),
             Stage(Joint(), self.depth - align, "fuse"),
         ]
         return [stage for stage in stages if stage.layers]

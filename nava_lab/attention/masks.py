@@ -1,66 +1,50 @@
 """Masks as values: each says which query token may attend to which key token, and they combine with ``&``, ``|``, ``~``.
 
-A mask is described by what tokens are (modality, time, validity), never by index arithmetic, so it follows every change
-of length, rate and batch. True means attend.
+A mask has one rule, ``allows``, between the facts of a query and of a key (``Tokens``: modality, seconds, sample, validity,
+span), never index arithmetic, so it follows every change of length, rate and batch. Tables and block masks evaluate that
+same rule, so no two forms of a mask can disagree. True means attend. Where a rule knows beforehand that it allows
+everything, it answers plain ``True``, and no table is made.
 
 Shape letters: b batch, q queries, k keys.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool
 from torch import Tensor
 
-from nava_lab.streams import TEXT, Stream
+from nava_lab.attention.tokens import Tokens
+from nava_lab.streams import TEXT
 
-
-@dataclass(frozen=True)
-class Tokens:
-    """What a mask may know of a row of tokens.
-
-    Attributes:
-        seconds: ``1 n`` or ``b n``, the tokens' centres.
-        modality: ``n``, an index into ``names``.
-        names: the modalities that the index counts through; the same tuple for queries and keys.
-        valid: ``b n``, or None where all are real.
-    """
-
-    seconds: Float[Tensor, "_ n"]
-    modality: Int[Tensor, " n"]
-    names: tuple[str, ...]
-    valid: Bool[Tensor, "b n"] | None
-
-    @staticmethod
-    def of(streams: Mapping[str, Stream], order: Sequence[str], names: tuple[str, ...]) -> Tokens:
-        """The tokens of the streams in ``order``, one after the other."""
-        parts = [streams[name] for name in order]
-        batch = max(part.tokens.shape[0] for part in parts)
-        seconds = [part.positions[..., 0] for part in parts]
-        if any(part.shape[0] > 1 for part in seconds):
-            seconds = [part.expand(batch, -1) for part in seconds]
-        valid = None
-        if any(part.valid is not None for part in parts):
-            valid = torch.cat(
-                [
-                    part.valid if part.valid is not None else part.positions.new_ones((batch, len(part)), dtype=torch.bool)
-                    for part in parts
-                ],
-                1,
-            )
-        device = parts[0].positions.device
-        index = [torch.full((len(part),), names.index(name), device=device) for name, part in zip(order, parts, strict=True)]
-        return Tokens(torch.cat(seconds, 1), torch.cat(index), names, valid)
+Answer = Tensor | bool
 
 
 class Mask:
-    """A rule between tokens. ``dense`` gives ``b q k`` (b may be 1), or None where it allows everything."""
+    """A rule between tokens."""
+
+    def allows(self, query: Tokens, key: Tokens) -> Answer:
+        """Whether the query may see the key; elementwise over facts that broadcast against each other."""
+        raise TypeError(f"{type(self).__name__} does not say what it allows")
+
+    def leaves(self) -> Iterator[Mask]:
+        """The rules that this one is made of."""
+        yield self
 
     def dense(self, queries: Tokens, keys: Tokens) -> Bool[Tensor, "_ q k"] | None:
-        raise TypeError(f"{type(self).__name__} does not say what it allows")
+        """The table of a row of queries against a row of keys (b may be 1), or None where it allows everything."""
+        table = self.table(queries, keys)
+        return None if table is None else table.expand(-1, len(queries), len(keys))
+
+    def table(self, queries: Tokens, keys: Tokens) -> Bool[Tensor, "_ _ _"] | None:
+        """``dense`` before it is spread out: axes along which the answer does not change have length 1."""
+        answer = self.allows(queries.down(), keys.across())
+        if isinstance(answer, bool):
+            return None if answer else torch.zeros((1, 1, 1), dtype=torch.bool, device=keys.modality.device)
+        return answer
 
     def __and__(self, other: Mask) -> Mask:
         return _Both(self, other)
@@ -76,38 +60,61 @@ class Mask:
 class Everything(Mask):
     """All pairs."""
 
-    def dense(self, queries: Tokens, keys: Tokens) -> None:
-        return None
+    def allows(self, query: Tokens, key: Tokens) -> Answer:
+        return True
 
 
 @dataclass(frozen=True)
 class Padding(Mask):
     """Only real tokens are seen."""
 
-    def dense(self, queries: Tokens, keys: Tokens) -> Tensor | None:
-        if keys.valid is None:
-            return None
-        return keys.valid.unsqueeze(1).expand(-1, len(queries.modality), -1)
+    def allows(self, query: Tokens, key: Tokens) -> Answer:
+        return True if key.valid is None else key.valid
+
+
+@dataclass(frozen=True)
+class Segments(Mask):
+    """Only tokens of the same sample are seen: what keeps samples apart that are packed into one row."""
+
+    def allows(self, query: Tokens, key: Tokens) -> Answer:
+        if query.lengths is None and key.lengths is None:  # every line of the batch is one sample
+            return True
+        return query.sample == key.sample
+
+
+@dataclass(frozen=True)
+class Causal(Mask):
+    """No token sees a later one, in seconds; tokens of the same moment see each other."""
+
+    def allows(self, query: Tokens, key: Tokens) -> Answer:
+        return key.seconds <= query.seconds
 
 
 @dataclass(frozen=True)
 class Cut(Mask):
-    """No attention between modalities in the chosen samples: each sees itself and the text, and text sees only text.
+    """Modalities that are cut off see themselves and the text, and text sees only text.
 
     Text must not look either: through it audio would reach video one layer later.
 
     Attributes:
-        samples: ``b``, True where attention is cut; None cuts every sample.
+        samples: ``b`` (or one per sample of a packed row), True where attention is cut; None cuts every sample.
+        readers: the modalities that are cut off from all others; None for all of them. ``("audio",)`` is one way: video
+            still reads audio, and audio reads no video.
     """
 
     samples: Bool[Tensor, " b"] | None = None
+    readers: tuple[str, ...] | None = None
 
-    def dense(self, queries: Tokens, keys: Tokens) -> Tensor | None:
-        names = torch.tensor([name == TEXT for name in keys.names], device=keys.modality.device)
-        apart = (queries.modality[:, None] == keys.modality[None, :]) | names[keys.modality][None, :]
-        if self.samples is None:
-            return apart.unsqueeze(0)
-        return apart.unsqueeze(0) | ~self.samples[:, None, None]
+    def allows(self, query: Tokens, key: Tokens) -> Answer:
+        apart = (query.modality == key.modality) | key.is_(TEXT)
+        if self.readers is not None:
+            cut_off = query.is_(TEXT)
+            for name in self.readers:
+                cut_off = cut_off | query.is_(name)
+            if isinstance(cut_off, bool):
+                return True
+            apart = apart | ~cut_off
+        return apart if self.samples is None else apart | ~self.samples[query.sample]
 
 
 @dataclass(frozen=True)
@@ -116,14 +123,44 @@ class Window(Mask):
 
     seconds: float
 
-    def dense(self, queries: Tokens, keys: Tokens) -> Tensor | None:
+    def __post_init__(self) -> None:
+        if not self.seconds >= 0:
+            raise ValueError(f"a window of {self.seconds} seconds: it must not be negative")
+
+    def allows(self, query: Tokens, key: Tokens) -> Answer:
         if self.seconds == float("inf"):
-            return None
-        near = (queries.seconds.unsqueeze(-1) - keys.seconds.unsqueeze(-2)).abs() <= self.seconds
-        text = torch.tensor([name == TEXT for name in keys.names], device=keys.modality.device)
-        free = queries.modality[:, None] == keys.modality[None, :]
-        free = free | text[keys.modality][None, :] | text[queries.modality][:, None]
-        return near | free.unsqueeze(0)
+            return True
+        near = (query.seconds - key.seconds).abs() <= self.seconds
+        return near | (query.modality == key.modality) | key.is_(TEXT) | query.is_(TEXT)
+
+
+@dataclass(frozen=True)
+class WithoutText(Mask):
+    """Generated modalities do not see the text; the text goes on seeing them and itself."""
+
+    def allows(self, query: Tokens, key: Tokens) -> Answer:
+        if TEXT not in key.names:
+            return True
+        return (key.modality != key.names.index(TEXT)) | query.is_(TEXT)
+
+
+@dataclass(frozen=True)
+class Spans(Mask):
+    """References are seen only from their own span: timbre k by the tokens labelled k, and by itself.
+
+    Attributes:
+        of: the modality of the references; its tokens' ``span`` is their number.
+    """
+
+    of: str = "timbre"
+
+    def allows(self, query: Tokens, key: Tokens) -> Answer:
+        if self.of not in key.names:
+            return True
+        reference = key.modality == key.names.index(self.of)
+        if query.span is None or key.span is None:  # nobody lies in a span
+            return ~reference
+        return ~reference | ((query.span == key.span) & (key.span >= 0))
 
 
 @dataclass(frozen=True)
@@ -131,11 +168,17 @@ class _Both(Mask):
     left: Mask
     right: Mask
 
-    def dense(self, queries: Tokens, keys: Tokens) -> Tensor | None:
-        left, right = self.left.dense(queries, keys), self.right.dense(queries, keys)
-        if left is None or right is None:
-            return right if left is None else left
+    def allows(self, query: Tokens, key: Tokens) -> Answer:
+        left, right = self.left.allows(query, key), self.right.allows(query, key)
+        if isinstance(left, bool):
+            return right if left else False
+        if isinstance(right, bool):
+            return left if right else False
         return left & right
+
+    def leaves(self) -> Iterator[Mask]:
+        yield from self.left.leaves()
+        yield from self.right.leaves()
 
 
 @dataclass(frozen=True)
@@ -143,18 +186,26 @@ class _Either(Mask):
     left: Mask
     right: Mask
 
-    def dense(self, queries: Tokens, keys: Tokens) -> Tensor | None:
-        left, right = self.left.dense(queries, keys), self.right.dense(queries, keys)
-        return None if left is None or right is None else left | right
+    def allows(self, query: Tokens, key: Tokens) -> Answer:
+        left, right = self.left.allows(query, key), self.right.allows(query, key)
+        if isinstance(left, bool):
+            return True if left else right
+        if isinstance(right, bool):
+            return True if right else left
+        return left | right
+
+    def leaves(self) -> Iterator[Mask]:
+        yield from self.left.leaves()
+        yield from self.right.leaves()
 
 
 @dataclass(frozen=True)
 class _Not(Mask):
     inner: Mask
 
-    def dense(self, queries: Tokens, keys: Tokens) -> Tensor:
-        inner = self.inner.dense(queries, keys)
-        if inner is None:
-            shape = (1, len(queries.modality), len(keys.modality))
-            return torch.zeros(shape, dtype=torch.bool, device=keys.modality.device)
-        return ~inner
+    def allows(self, query: Tokens, key: Tokens) -> Answer:
+        inner = self.inner.allows(query, key)
+        return not inner if isinstance(inner, bool) else ~inner
+
+    def leaves(self) -> Iterator[Mask]:
+        yield from self.inner.leaves()

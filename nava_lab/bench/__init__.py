@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-BENCHES = {"sampler": "nava_lab.bench.sampler"}
+BENCHES = {"attention": "nava_lab.bench.attention", "sampler": "nava_lab.bench.sampler"}

@@ -12,9 +12,9 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from nava_lab.attention import Mask, Tokens, attend
+from nava_lab.attention import Mask, Tokens, Visible, WithoutText, attend
 from nava_lab.layers.rotary import Clock, Table
-from nava_lab.streams import Stream
+from nava_lab.streams import TEXT, Stream
 
 SHARED = "shared"
 EXCHANGE = "exchange"
@@ -66,6 +66,7 @@ class Given:
         mask: the rule between tokens, padding included.
         clock: seconds to angles.
         backend: the attention backend's name.
+        text_visible: whether the generated modalities may see the text in these layers.
     """
 
     streams: Mapping[str, Stream]
@@ -73,16 +74,27 @@ class Given:
     text: Mapping[str, Tensor]
     mask: Mask
     clock: Clock
-    backend: str = "sdpa"
+    backend: str = "auto"
+    text_visible: bool = True
     _memo: dict = field(default_factory=dict, repr=False, compare=False)
 
-    def visible(self, queries: tuple[str, ...], keys: tuple[str, ...]) -> Tensor | None:
-        """The mask between two rows of modalities, ``b q k`` or None; computed once per forward."""
-        key = ("mask", queries, keys)
+    def visible(self, queries: tuple[str, ...], keys: tuple[str, ...]) -> Visible | None:
+        """Who sees whom between two rows of modalities, or None where everyone does; computed once per forward."""
+        hidden = not self.text_visible and TEXT in keys
+        key = ("visible", queries, keys, hidden)
         if key not in self._memo:
-            names = tuple(self.streams)
-            rows, columns = (Tokens.of(self.streams, order, names) for order in (queries, keys))
-            self._memo[key] = self.mask.dense(rows, columns)
+            mask = self.mask & WithoutText() if hidden else self.mask
+            self._memo[key] = Visible.of(mask, self._tokens(queries), self._tokens(keys), clean=True)
+        return self._memo[key]
+
+    def asked(self) -> dict[tuple[tuple[str, ...], tuple[str, ...]], Visible | None]:
+        """What ``visible`` was asked so far, and answered."""
+        return {key[1:3]: answer for key, answer in self._memo.items() if key[0] == "visible"}
+
+    def _tokens(self, order: tuple[str, ...]) -> Tokens:
+        key = ("tokens", order)
+        if key not in self._memo:
+            self._memo[key] = Tokens.of(self.streams, order, tuple(self.streams))
         return self._memo[key]
 
     def rotary(self, order: tuple[str, ...], head_dim: int, time_only: bool = False) -> Table:
@@ -95,13 +107,18 @@ class Given:
             self._memo[key] = self.clock.table(joined, head_dim, time_only)
         return self._memo[key]
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        return attend(query, key, value, mask, self.backend)
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, visible: Visible | None) -> Tensor:
+        """``b q h e``; what ``visible`` answered decides who sees whom."""
+        return attend(query, key, value, visible, self.backend)
 
 
 @runtime_checkable
 class BlockConfig(Protocol):
-    """A frozen dataclass of a block's choices that can build it."""
+    """A frozen dataclass of a block's choices that can build it.
+
+    One whose block has a sublayer for text may offer ``without_text()``, the same choices without it, for stages that keep
+    the text out; in every such stage the text is hidden by the mask, too.
+    """
 
     def build(self, dims: Dims) -> nn.Module:
         """A module ``forward(x: Hidden, given: Given) -> dict[str, Tensor]``."""

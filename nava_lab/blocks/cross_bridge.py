@@ -90,9 +90,6 @@ class CrossBridge(nn.Module):
             if self.rotary:
                 head_dim = self.head_dims[name]
                 tables = tuple(given.rotary((side,), head_dim, time_only=True) for side in (target, source))
-            mask = given.visible((target,), (source,))
-            message = reader(normed[target], normed[source], given, mask, tables)
-            if mask is not None:  # who sees nothing receives nothing, not even a bias
-                message = message * mask.any(-1, keepdim=True)
-            received[target] = received[target] + message
+            visible = given.visible((target,), (source,))
+            received[target] = received[target] + reader(normed[target], normed[source], given, visible, tables)
         return received

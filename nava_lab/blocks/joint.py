@@ -10,14 +10,13 @@ some of its weights kept per modality it is NAVA's alignment layer (arXiv 2605.3
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from nava_lab.attention.projections import QK_NORMS
-from nava_lab.blocks.base import Dims, Given, Hidden, Spans, choose
+from nava_lab.blocks.base import Dims, Given, Hidden, Spans
+from nava_lab.blocks.options import BlockOptions
 from nava_lab.blocks.sublayers import FeedForward, Modulation, Norms, SelfAttention, TextAttention
-from nava_lab.layers.feed_forward import KINDS
 from nava_lab.layers.modulation import modulate
 from nava_lab.registry import blocks, nearest
 
@@ -25,40 +24,39 @@ KEEP = ("attention", "text", "feed_forward", "norms", "modulation")
 
 
 @blocks.register("joint")
-@dataclass(frozen=True)
-class Joint:
+@dataclass(frozen=True, kw_only=True)
+class Joint(BlockOptions):
     """Joint attention over all modalities, weights shared or kept per modality.
 
     Attributes:
         per_modality: what each modality keeps to itself, out of attention (q, k, v, o and their norms), text (the same of
             the text cross-attention), feed_forward, norms, modulation.
-        text: "cross" reads the text by cross-attention; "none" does not (it may be part of the sequence).
-        modulation: "adaln" for scale, shift and gate by noise level; "none" for a block that is told no time.
-        feed_forward: "gelu" or "swiglu".
-        qk_norm: "full" (over all heads), "head" (within each) or "none".
-        kv_heads: key-value heads for grouped queries; 0 gives every query head its own.
-        head_gates: a sigmoid gate per head, computed from the token.
-        bias: biases in the linear layers.
     """
 
     per_modality: tuple[str, ...] = ()
-    text: str = "cross"
-    modulation: str = "adaln"
-    feed_forward: str = "gelu"
-    qk_norm: str = "full"
-    kv_heads: int = 0
-    head_gates: bool = False
-    bias: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "per_modality", tuple(self.per_modality))
         for part in self.per_modality:
             if part not in KEEP:
                 raise ValueError(f"a joint block cannot keep '{part}' per modality; {nearest(part, list(KEEP))}")
-        choose(self.text, "text", ("cross", "none"))
-        choose(self.modulation, "modulation", ("adaln", "none"))
-        choose(self.feed_forward, "feed_forward", KINDS)
-        choose(self.qk_norm, "qk_norm", QK_NORMS)
+            if self._lacking(part):
+                raise ValueError(f"per_modality={part}: a block with {self._lacking(part)} has none to keep; leave it out")
+
+    def _lacking(self, part: str) -> str:
+        """The choices by which the block has no such part; empty where it has it."""
+        text, modulated = self.text == "cross", self.modulation == "adaln"
+        if part == "text":
+            return "" if text else "text=none"
+        if part == "modulation":
+            return "" if modulated else "modulation=none"
+        # A modulated norm has no weights of its own; the one before the text has.
+        return "text=none and modulation=adaln" if part == "norms" and modulated and not text else ""
+
+    def without_text(self) -> Joint:
+        bare = replace(self, text="none", per_modality=())
+        return replace(bare, per_modality=tuple(part for part in self.per_modality if not bare._lacking(part)))
 
     def build(self, dims: Dims) -> nn.Module:
         return JointBlock(self, dims)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from nava_lab.attention import Visible
 from nava_lab.attention.projections import Heads, Output, SelfProjection, kv_heads
 from nava_lab.blocks.base import CONDITIONING, Dims, Given, PerModality, Spans, tag
 from nava_lab.layers.feed_forward import feed_forward
@@ -105,14 +106,23 @@ class CrossAttention(nn.Module):
         x: Float[Tensor, "b q d"],
         source: Float[Tensor, "b k s"],
         given: Given,
-        mask: Tensor | None,
+        visible: Visible | None,
         tables: tuple[Table, Table] | None = None,
     ) -> Float[Tensor, "b q d"]:
-        """``tables``: rotary tables of queries and keys, or None for attention blind to position."""
+        """What the queries receive; who sees nothing receives nothing, not even a bias.
+
+        Args:
+            x: the tokens that ask.
+            source: the tokens that are asked.
+            given: what the forward pass computed once.
+            visible: who sees whom.
+            tables: rotary tables of queries and keys, or None for attention blind to position.
+        """
         query, key = self.query(x), self.key(source)
         if tables is not None:
             query, key = rotate(query, tables[0]), rotate(key, tables[1])
-        return self.output(given.attend(query, key, self.value(source), mask), x)
+        received = self.output(given.attend(query, key, self.value(source), visible), x)
+        return received if visible is None else received * visible.sees
 
 
 class TextAttention(nn.Module):

@@ -13,45 +13,24 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nava_lab.attention.projections import QK_NORMS
-from nava_lab.blocks.base import EXCHANGE, Dims, Given, Hidden, PerModality, Spans, choose, tag
+from nava_lab.blocks.base import EXCHANGE, Dims, Given, Hidden, PerModality, Spans, tag
 from nava_lab.blocks.cross_bridge import Cross
+from nava_lab.blocks.options import BlockOptions
 from nava_lab.blocks.sublayers import FeedForward, Modulation, Norms, SelfAttention, TextAttention
-from nava_lab.layers.feed_forward import KINDS
 from nava_lab.layers.modulation import modulate
 from nava_lab.registry import blocks
 
 
 @blocks.register("tower")
-@dataclass(frozen=True)
-class Tower:
+@dataclass(frozen=True, kw_only=True)
+class Tower(BlockOptions):
     """Separate towers with a bridge between them: Ovi, LTX-2, MOVA. Widths may differ.
 
     Attributes:
         bridge: a registered bridge, or None for towers that never meet in this layer.
-        text: "cross" reads the text by cross-attention; "none" does not.
-        modulation: "adaln" or "none".
-        feed_forward: "gelu" or "swiglu".
-        qk_norm: "full", "head" or "none".
-        kv_heads: key-value heads for grouped queries; 0 gives every query head its own.
-        head_gates: a sigmoid gate per head, computed from the token.
-        bias: biases in the linear layers.
     """
 
     bridge: Any = field(default_factory=Cross)
-    text: str = "cross"
-    modulation: str = "adaln"
-    feed_forward: str = "gelu"
-    qk_norm: str = "full"
-    kv_heads: int = 0
-    head_gates: bool = False
-    bias: bool = True
-
-    def __post_init__(self) -> None:
-        choose(self.text, "text", ("cross", "none"))
-        choose(self.modulation, "modulation", ("adaln", "none"))
-        choose(self.feed_forward, "feed_forward", KINDS)
-        choose(self.qk_norm, "qk_norm", QK_NORMS)
 
     def without_bridge(self) -> Tower:
         return replace(self, bridge=None)

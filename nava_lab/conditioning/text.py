@@ -76,5 +76,6 @@ class TextEncoder(nn.Module):
 
     def forward(self, text: Stream) -> Float[Tensor, "b l w"]:
         if not self.embedded:
-            return self.mlp(text.tokens)
-        return self.mlp(self.words(text.tokens) + self.places[: len(text)])
+            return self.mlp(text.real_tokens())
+        places = self.places[: len(text)] if text.packing is None else self.places[text.packing.places()]
+        return self.mlp(self.words(text.tokens) + places)

@@ -8,13 +8,14 @@ Shape letters: b batch, n tokens, c channels of a token, d width, v modulation v
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from nava_lab.attention import Cut, Mask, Padding, Window
+from nava_lab.attention import Cut, Everything, Mask, Padding, Segments, Window
 from nava_lab.blocks.base import CONDITIONING, EMBEDDERS, HEADS, Dims, Given, PerModality, tag
 from nava_lab.conditioning.text import TextEncoder
 from nava_lab.layers.modulation import LevelEmbedding, ModulationTable, modulate
@@ -52,6 +53,10 @@ class Denoiser(nn.Module):
         size: width and feed-forward width, usually from the budget solver.
         window_s: attention between generated modalities reaches only this far in time.
         backend: the attention backend's name.
+        cut_off: which modality is cut off from the others in samples whose attention is cut; "all" of them, or one by name,
+            which then reads only itself and the text while the others still read it.
+        mask: a further rule between tokens.
+        packed: compute on the real tokens of a batch alone, packed into one row, whatever padding it comes with.
     """
 
     def __init__(
@@ -60,13 +65,21 @@ class Denoiser(nn.Module):
         interface: Interface,
         size: Size,
         window_s: float = float("inf"),
-        backend: str = "sdpa",
+        backend: str = "auto",
+        cut_off: str = "all",
+        mask: Mask | None = None,
+        packed: bool = False,
     ):
         super().__init__()
         self.clock = clock_for(variant.clock, (spec.grid for spec in interface.modalities.values()))
         self.window_s = window_s
         self.backend = backend
         self.generated = tuple(interface.modalities)
+        if cut_off != "all" and cut_off not in self.generated:
+            raise ValueError(f"attention.cut={cut_off} is not one of all, {', '.join(self.generated)}")
+        self.cut_off = None if cut_off == "all" else (cut_off,)
+        self.mask = Everything() if mask is None else mask
+        self.packed = packed
         self.in_sequence = variant.text_place == "sequence"
         dims = self.dims(variant, interface, size)
         self.embed = nn.ModuleDict(
@@ -90,7 +103,10 @@ class Denoiser(nn.Module):
                 PerModality(dims.names, split, lambda name: LevelEmbedding(dims.widths[name], LEVEL_FEATURES)),
                 CONDITIONING,
             )
-        self.blocks = nn.ModuleList(stage.block.build(dims) for stage in variant.stages() for _ in range(stage.layers))
+        plan = variant.plan()
+        _check_levels(variant, dims, [stage.config for stage in plan])
+        self.blocks = nn.ModuleList(stage.config.build(dims) for stage in plan for _ in range(stage.layers))
+        self.reads_text = tuple(stage.text for stage in plan for _ in range(stage.layers))
         self.heads = nn.ModuleDict(
             {
                 name: tag(VelocityHead(dims.widths[name], spec.channels, self.level is not None), HEADS, name)
@@ -114,35 +130,51 @@ class Denoiser(nn.Module):
         streams: Mapping[str, Stream],
         levels: Mapping[str, Float[Tensor, "b *n"]],
         text: Stream,
-        cut: Bool[Tensor, " b"] | None = None,
+        cut: Bool[Tensor, " s"] | Cut | None = None,
     ) -> dict[str, Tensor]:
         """Velocities of the generated streams.
 
         Args:
-            streams: noisy tokens of any non-empty subset of the generated modalities.
-            levels: noise level in [0, 1] per modality, ``b`` or per token ``b n``; 0 is clean.
-            text: captions as word ids or features.
-            cut: samples in which attention between modalities is cut; None for none.
+            streams: noisy tokens of any non-empty subset of the generated modalities, padded, or packed (``Stream.packed``).
+            levels: noise level in [0, 1] per modality, one per sample (``b``, also of packed ones) or per token ``b n``; 0
+                is clean.
+            text: captions as word ids or features, packed if the streams are.
+            cut: samples in which attention between modalities is cut; None for none; a ``Cut`` says itself who is cut off.
         """
+        if self.packed and text.packing is None:
+            return self._packed(streams, levels, text, cut)
         row = {name: streams[name] for name in self.generated if name in streams}
         if not row:
             raise ValueError(f"no stream given; this model generates {', '.join(self.generated)}")
-        x = {name: self.embed[name](_only_valid(stream)) for name, stream in row.items()}
+        if len({stream.packing is None for stream in (*row.values(), text)}) > 1:
+            raise ValueError("some streams are packed and others are not: pack all of them, the text too")
+        x = {name: self.embed[name](stream.real_tokens()) for name, stream in row.items()}
         features: dict[str, Tensor] = {}
         if self.in_sequence:
             x[TEXT] = self.text[TEXT](text)
         else:
             features = self._text_features(text, tuple(row))
-        embedded, modulation = self._levels(x, levels)
-        mask: Mask = Padding()
-        if cut is not None:
-            mask = mask & Cut(cut)
-        if self.window_s != float("inf"):
-            mask = mask & Window(self.window_s)
-        given = Given({**row, TEXT: text}, modulation, features, mask, self.clock, self.backend)
-        for block in self.blocks:
-            x = block(x, given)
+        embedded, modulation = self._levels(x, row, levels)
+        given = Given({**row, TEXT: text}, modulation, features, self.rule(cut), self.clock, self.backend)
+        without_text = replace(given, text_visible=False)
+        for block, reads_text in zip(self.blocks, self.reads_text, strict=True):
+            x = block(x, given if reads_text else without_text)
         return {name: self.heads[name](x[name], embedded.get(name)) for name in row}
+
+    def _packed(
+        self, streams: Mapping[str, Stream], levels: Mapping[str, Tensor], text: Stream, cut: Tensor | Cut | None
+    ) -> dict[str, Tensor]:
+        """The same without its padding, where velocities are 0."""
+        row = {name: stream.packed() for name, stream in streams.items()}
+        each = {name: level if level.ndim == 1 else streams[name].in_one_row(level) for name, level in levels.items()}
+        return {name: streams[name].unpacked(part) for name, part in self(row, each, text.packed(), cut).items()}
+
+    def rule(self, cut: Tensor | Cut | None = None) -> Mask:
+        """Who may see whom, in layers that read the text."""
+        mask = Padding() & Segments() & Window(self.window_s) & self.mask
+        if cut is None:
+            return mask
+        return mask & (cut if isinstance(cut, Cut) else Cut(cut, self.cut_off))
 
     def _text_features(self, text: Stream, names: tuple[str, ...]) -> dict[str, Tensor]:
         if self.text.split:
@@ -150,23 +182,38 @@ class Denoiser(nn.Module):
         shared: Tensor = self.text[names[0]](text)
         return dict.fromkeys(names, shared)
 
-    def _levels(self, x: Mapping[str, Tensor], levels: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _levels(
+        self, x: Mapping[str, Tensor], row: Mapping[str, Stream], levels: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Level embeddings and modulation vectors per modality; equal levels through a shared embedding are one tensor."""
         if self.level is None:
             return {}, {}
         embedded: dict[str, Tensor] = {}
         modulation: dict[str, Tensor] = {}
-        seen: list[tuple[Tensor, nn.Module, str]] = []
+        seen: list[tuple[Tensor, nn.Module, tuple[Tensor, Tensor]]] = []
         for name, part in x.items():
             level = levels[name] if name != TEXT else part.new_zeros(part.shape[0])
             module = self.level[name]
-            twin = next((other for tensor, owner, other in seen if tensor is level and owner is module), None)
-            if twin is None:
-                embedded[name], modulation[name] = module(level if level.ndim == 2 else level.unsqueeze(-1))
-            else:
-                embedded[name], modulation[name] = embedded[twin], modulation[twin]
-            seen.append((level, module, name))
+            made = next((made for tensor, owner, made in seen if tensor is level and owner is module), None)
+            if made is None:
+                made = module(level if level.ndim == 2 else level.unsqueeze(-1))
+                seen.append((level, module, made))
+            packing = row[name].packing if name != TEXT else None
+            if packing is not None and level.ndim == 1:  # each packed token has its sample's level
+                made = (made[0].squeeze(1)[packing.ids], made[1].squeeze(1)[packing.ids])
+            embedded[name], modulation[name] = made
         return embedded, modulation
+
+
+def _check_levels(variant: Variant, dims: Dims, blocks: Sequence[object]) -> None:
+    """Refuse a variant whose blocks want noise levels in a form that it does not give."""
+    if variant.level_input == "shared" and len(set(dims.widths.values())) > 1:
+        raise ValueError(
+            f"level_input='shared' is one embedding for all, and the widths differ ({dict(dims.widths)}): "
+            "let the variant say level_input='per_modality'"
+        )
+    if variant.level_input == "none" and any(getattr(block, "modulation", "none") == "adaln" for block in blocks):
+        raise ValueError("level_input='none' tells blocks no noise level, and a block wants one: give it modulation='none'")
 
 
 def _embedder(channels: int, width: int) -> nn.Linear:
@@ -174,11 +221,6 @@ def _embedder(channels: int, width: int) -> nn.Linear:
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
-
-
-def _only_valid(stream: Stream) -> Tensor:
-    """Token values with whatever stands in padding replaced by zeros, so that not even NaN gets in."""
-    return stream.tokens if stream.valid is None else stream.tokens.masked_fill(~stream.valid.unsqueeze(-1), 0.0)
 
 
 def count_parameters(module: nn.Module) -> int:

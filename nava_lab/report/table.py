@@ -105,7 +105,7 @@ def print_description(described: Mapping[str, Any], console: Console | None = No
     console.print(f"[bold]{described['variant']}[/bold] on {described['world']}: {described['summary']}")
     stages = Table("stage", "layers", "block", header_style="bold")
     for stage in described["stages"]:
-        stages.add_row(stage["label"], str(stage["layers"]), stage["block"])
+        stages.add_row(stage["label"] + ("" if stage["text"] else ", without text"), str(stage["layers"]), stage["block"])
     console.print(stages)
     groups = Table("group", "parameters", "share", header_style="bold")
     total = described["parameters"]["total"]
@@ -116,4 +116,6 @@ def print_description(described: Mapping[str, Any], console: Console | None = No
     active = ", ".join(f"{name} {short(count)}" for name, count in described["parameters"]["active"].items())
     console.print(f"active per token: {described['parameters']['active_per_token']:,.0f} on average ({active})")
     console.print(f"training FLOPs per sample: {short(described['flops_per_sample'])}")
+    attention = described["attention"]
+    console.print(f"attention: {attention['backend']} ({attention['why']})")
     console.print("budget: " + "; ".join(described["budget"]["steps"]))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nava_lab.attention.backends import BACKENDS
+from nava_lab.attention.attend import known
 from nava_lab.budget.solve import Solution, solve
 from nava_lab.conditioning.text import WordTokenizer
 from nava_lab.config import Config, ConfigError, Flow
@@ -53,8 +53,14 @@ def parts(config: Config) -> Parts:
             raise ValueError("evaluation: needs at least 2 clips, 2 loss_clips and a batch_size of 1")
         if min(scoring.shift, *scoring.shifts.values(), 1) <= 0 or scoring.steps < 1:
             raise ValueError("evaluation: steps must be at least 1 and shifts positive")
-        if config.attention.backend not in BACKENDS:
-            raise ValueError(f"attention.backend={config.attention.backend} is not one of {', '.join(BACKENDS)}")
+        known(config.attention.backend)
+        if config.attention.cut not in ("all", *config.world.interface().modalities):
+            names = ", ".join(("all", *config.world.interface().modalities))
+            raise ValueError(f"attention.cut={config.attention.cut} is not one of {names}")
+        if config.attention.cut != "all" and not flow.modality_dropout:
+            raise ValueError(
+                f"attention.cut={config.attention.cut} does nothing while no attention is cut: set flow.modality_dropout too"
+            )
         if not config.attention.window_s >= 0:
             raise ValueError(f"attention.window_s={config.attention.window_s} must not be negative")
         sampler = _sampler(config, always_cut)
@@ -149,4 +155,6 @@ def network(config: Config, solution: Solution) -> Denoiser:
         solution.size,
         window_s=config.attention.window_s,
         backend=config.attention.backend,
+        cut_off=config.attention.cut,
+        packed=config.attention.packed,
     )

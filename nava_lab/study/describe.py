@@ -5,8 +5,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import torch
+
+from nava_lab.attention import Padding, Tokens, Visible, Window
+from nava_lab.attention.attend import AUTO, choose
+from nava_lab.attention.picture import Picture
 from nava_lab.config import Config
+from nava_lab.models.look import full_clip, pictures
 from nava_lab.registry import variants
+from nava_lab.streams import TEXT
 from nava_lab.study.build import parts
 
 
@@ -21,8 +28,13 @@ def description(config: Config) -> dict[str, Any]:
         "summary": entry.summary if entry else "",
         "size": {"width": solution.size.width, "hidden": solution.size.hidden},
         "stages": [
-            {"label": stage.label or stage.block.name, "layers": stage.layers, "block": _sentence(stage.block)}
-            for stage in config.variant.stages()
+            {
+                "label": stage.label or stage.block.name,
+                "layers": stage.layers,
+                "block": _sentence(stage.config),
+                "text": stage.text,
+            }
+            for stage in config.variant.plan()
         ],
         "parameters": {
             "total": cost.total,
@@ -31,6 +43,7 @@ def description(config: Config) -> dict[str, Any]:
             "groups": dict(cost.groups),
         },
         "flops_per_sample": cost.flops_per_sample,
+        "attention": _attention(config),
         "budget": {
             "kind": budget.kind,
             "requested": budget.requested,
@@ -38,6 +51,30 @@ def description(config: Config) -> dict[str, Any]:
             "steps": list(solution.steps),
         },
     }
+
+
+def _attention(config: Config) -> dict[str, str]:
+    """Which backend training and sampling take on this config's device, and why."""
+    device = config.trainer.accelerator
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if device in ("gpu", "cuda") else device
+    if config.attention.backend != AUTO:
+        return {"backend": config.attention.backend, "why": "as set", "device": device}
+    interface = config.world.interface()
+    streams, _, text = full_clip(interface)
+    names = (*streams, TEXT)
+    tokens = Tokens.of({**streams, TEXT: text}, names, names)
+    visible = Visible.of(Padding() & Window(config.attention.window_s), tokens, tokens)
+    taken = choose(device, True, visible, len(tokens))
+    return {"backend": taken.backend, "why": taken.why, "device": device}
+
+
+def mask_pictures(config: Config, cut: bool = False) -> list[Picture]:
+    """Who sees whom in every stage of the config's variant."""
+    return pictures(
+        config.variant, config.world.interface(), cut=cut, window_s=config.attention.window_s, cut_off=config.attention.cut
+    )
 
 
 def _sentence(block: Any) -> str:

@@ -29,6 +29,7 @@ from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_only
 from safetensors.torch import load_file, save_file
 
+from nava_lab.attention.attend import check
 from nava_lab.config import Config, ConfigError, from_file
 from nava_lab.evaluation.previews import write_previews
 from nava_lab.evaluation.protocol import Result, evaluate
@@ -167,6 +168,7 @@ def train(config: Config, built: Parts, folder: Path, tell: Tell = print) -> Non
         callbacks.append(Progress(config.training.steps, f"{config.variant.name} s{config.seed}"))
     callbacks += checkpoints(folder / "checkpoints", config.training)
     machine = config.trainer
+    check(config.attention.backend, machine.accelerator, gradients=True)
     try:
         trainer = pl.Trainer(
             max_steps=config.training.steps,

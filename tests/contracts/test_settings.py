@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from nava_lab.attention import Cut
 from nava_lab.flow.draws import Drawing
 from nava_lab.flow.guidance.algebra import Guidance
 from nava_lab.flow.objective import Objective
@@ -131,6 +132,42 @@ def test_a_window_changes_the_output_and_an_infinite_one_does_not():
 
     assert torch.equal(out(float("inf")), out(10.0))
     assert not torch.allclose(out(float("inf")), out(0.03))
+
+
+def test_a_one_way_cut_changes_the_one_who_is_cut_off():
+    inputs, cut = Inputs(), torch.tensor([True, True, True])
+
+    def out(**options):
+        return lively(variants.get("dual_tower")(depth=1), **options)(inputs.streams, inputs.levels, inputs.text, cut)
+
+    both, audio, none = out(), out(cut_off="audio"), lively(variants.get("dual_tower")(depth=1))(*inputs.rows(slice(None)))
+    torch.testing.assert_close(audio["audio"], both["audio"])
+    torch.testing.assert_close(audio["video"], none["video"])
+    assert not torch.allclose(both["video"], none["video"])
+    with pytest.raises(ValueError, match=r"attention.cut=sound is not one of all, video, audio"):
+        out(cut_off="sound")
+
+
+def test_a_cut_can_say_itself_who_is_cut_off():
+    inputs, model, everyone = Inputs(), lively(variants.get("unified")(depth=2)), torch.tensor([True, True, True])
+    named = lively(variants.get("unified")(depth=2), cut_off="video")(inputs.streams, inputs.levels, inputs.text, everyone)
+    given = model(inputs.streams, inputs.levels, inputs.text, Cut(everyone, ("video",)))
+    assert all(torch.equal(given[name], named[name]) for name in named)
+
+
+def test_packing_works_on_real_tokens_alone_and_changes_nothing():
+    inputs = Inputs(3, padded=True)
+    levels = {name: level.unsqueeze(-1).expand(-1, len(inputs.streams[name])) for name, level in inputs.levels.items()}
+    real = sum(int(stream.valid.sum()) for stream in inputs.streams.values())
+    for given in (inputs.levels, levels):
+        seen = []
+        packed, padded = (lively(variants.get("align_then_fuse")(depth=2), packed=choice) for choice in (True, False))
+        packed.blocks[0].register_forward_pre_hook(lambda block, inputs, seen=seen: seen.append(inputs[0]))
+        out, expected = (model(inputs.streams, given, inputs.text) for model in (packed, padded))
+        assert [sum(part.shape[0] * part.shape[1] for part in x.values()) for x in seen] == [real]
+        for name, stream in inputs.streams.items():
+            torch.testing.assert_close(out[name][stream.valid], expected[name][stream.valid], atol=1e-5, rtol=1e-5)
+            assert not out[name][~stream.valid].any()
 
 
 def test_the_learning_rate_rises_and_falls_to_zero():

@@ -62,6 +62,11 @@ def test_a_misspelt_key_or_name_meets_the_nearest_known_one(override, remedy):
         (["evaluation.branch_rows=0"], "branch_rows"),
         (["budget.parameters=1000"], "possible is"),
         (["evaluation.clips=1"], "clips"),
+        (["attention.backend=flush"], "attention.backend=flush is not one of auto, flex, reference, sdpa"),
+        (["attention.window_s=-1"], "attention.window_s"),
+        (["attention.cut=sound", "flow.modality_dropout=0.2"], "attention.cut=sound is not one of all"),
+        (["attention.cut=audio"], "set flow.modality_dropout"),
+        (["variant.text_after=6"], "variant.text_after=6"),
     ],
 )
 def test_a_bad_value_is_refused_before_any_work(overrides, named):

@@ -1,0 +1,262 @@
+"""How fast and how exact each attention backend is here, beside plain SDPA under the same mask and beside its matrix products.
+
+All contestants of a case take turns, round after round, and a ratio is the median over rounds of the ratio within one round,
+so that a machine that is busy for a while slows all of them alike.
+
+Shape letters: b batch, n tokens, h heads, e channels of a head.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from nava_lab.attention import Cut, Everything, Mask, Padding, Segments, Tokens, Visible, Window, attend
+from nava_lab.attention.attend import AUTO, check, choose
+from nava_lab.registry import backends
+from nava_lab.report.table import number
+from nava_lab.streams import Stream, time_positions
+
+HEAD_DIM = 32
+NAMES = ("video", "audio")
+MASKS = ("none", "padding", "cut", "window")
+Call = Callable[[], Tensor]
+Attention = Callable[..., Tensor]  # (query, key, value) -> output
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured.
+
+    Attributes:
+        device: "cpu" or "cuda".
+        lengths: tokens of a row, a quarter of them video.
+        widths: model widths; a head has 32 channels.
+        tokens: tokens of a batch; a batch has at least two rows.
+        rounds: turns of each contestant.
+        patience: seconds after which a contestant's share of a case ends early, after two turns.
+    """
+
+    device: str = "cpu"
+    lengths: tuple[int, ...] = (128, 512, 2048)
+    widths: tuple[int, ...] = (64, 256)
+    tokens: int = 4096
+    rounds: int = 9
+    patience: float = 1.0
+
+    @staticmethod
+    def of(device: str) -> Settings:
+        """What is worth measuring on a device, in a minute or two."""
+        if device == "cuda":
+            return Settings(device, (1024, 4096, 16384), (512, 2048), 16384, 21)
+        return Settings(device)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One contestant in one case: forward alone, and with gradients (None where it has none)."""
+
+    length: int
+    width: int
+    mask: str
+    backend: str
+    ms: float
+    to_sdpa: float
+    to_products: float
+    error: float
+    training_ms: float | None
+    training_to_sdpa: float | None
+
+
+def figures(settings: Settings, tell: Callable[[str], None]) -> Iterator[Figure]:
+    """Every backend at every length, width and mask."""
+    cases = [(length, width, mask) for length in settings.lengths for width in settings.widths for mask in MASKS]
+    for count, (length, width, mask) in enumerate(cases, 1):
+        tell(f"{count} of {len(cases)}: {length} tokens, width {width}, mask {mask}")
+        yield from _case(settings, length, width, mask)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """``nava bench attention [--lengths N,N] [--widths N,N] [--device D] [--json]``."""
+    options = {"--lengths": "", "--widths": "", "--device": ""}
+    as_json, queue = "--json" in arguments, [part for part in arguments if part != "--json"]
+    while queue:
+        name, _, value = queue.pop(0).partition("=")
+        if name not in options:
+            raise ValueError(f"there is no option {name}; known: {', '.join(options)}, --json")
+        if not value and not queue:
+            raise ValueError(f"{name} needs a value")
+        options[name] = value or queue.pop(0)
+    there = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    device = options["--device"] or there[-1]
+    if device not in there:
+        raise ValueError(f"--device={device}: this machine has {' and '.join(there)}")
+    settings = Settings.of(device)
+    lengths, widths = _numbers(options, "--lengths"), _numbers(options, "--widths")
+    settings = replace(settings, lengths=lengths or settings.lengths, widths=widths or settings.widths)
+    made = list(figures(settings, lambda message: print(message, file=sys.stderr, flush=True)))
+    if as_json:
+        print(json.dumps([asdict(figure) for figure in made], indent=2))
+    else:
+        show(made, device)
+
+
+def _numbers(options: dict[str, str], name: str) -> tuple[int, ...]:
+    """A list of whole numbers of at least 4, separated by commas."""
+    try:
+        found = tuple(int(part) for part in options[name].split(",") if part)
+    except ValueError:
+        raise ValueError(f"{name}={options[name]}: whole numbers separated by commas are wanted") from None
+    if any(number < 4 for number in found):
+        raise ValueError(f"{name}={options[name]}: every number must be at least 4")
+    return found
+
+
+def show(made: Sequence[Figure], device: str) -> None:
+    """The figures as a table."""
+    table = Table(title=f"attention on {device}; training is forward and backward", header_style="bold")
+    for name in ("tokens", "width", "mask", "backend", "ms", "x SDPA", "x products", "error", "training", "x SDPA"):
+        table.add_column(name, justify="left" if name in ("mask", "backend") else "right", no_wrap=True)
+    before = None
+    for figure in made:
+        case = (figure.length, figure.width, figure.mask)
+        if before is not None and case != before:
+            table.add_section()
+        shown = [str(part) for part in case] if case != before else ["", "", ""]
+        before = case
+        forward = (number(figure.ms, 2), number(figure.to_sdpa, 2), number(figure.to_products, 2), f"{figure.error:.0e}")
+        table.add_row(*shown, figure.backend, *forward, number(figure.training_ms, 2), number(figure.training_to_sdpa, 2))
+    console = Console()
+    console.print(table)
+    console.print("x SDPA: against plain SDPA with the same boolean mask; x products: against the two matrix products alone; ms")
+
+
+def _case(settings: Settings, length: int, width: int, mask: str) -> Iterator[Figure]:
+    batch = max(2, settings.tokens // length)
+    device = torch.device(settings.device)
+    chance = torch.Generator().manual_seed(length + width)
+    shape = (batch, length, max(1, width // HEAD_DIM), HEAD_DIM)
+    values = [torch.randn(shape, generator=chance).to(device) for _ in range(3)]
+    streams = _streams(batch, length, mask == "padding", chance, device)
+    rule = _rule(mask)
+    visible = Visible.of(rule, *(Tokens.of(streams, NAMES, NAMES),) * 2, clean=True)
+    table = None if visible is None else visible.dense
+    with torch.no_grad():
+        query, key, value = (part.double() for part in values)
+        exact = attend(query, key, value, visible, "reference")
+    contestants: dict[str, Attention] = {name: partial(attend, visible=visible, backend=name) for name in (*backends, AUTO)}
+    inputs = dict.fromkeys((*contestants, "products", "plain"), values)
+    if mask == "padding":
+        row = {name: stream.packed() for name, stream in streams.items()}
+        inside = Visible.of(Padding() & Segments(), *(Tokens.of(row, NAMES, NAMES),) * 2, clean=True)
+        contestants["sdpa, packed"] = partial(attend, visible=inside, backend="sdpa")
+        inputs["sdpa, packed"] = [_packed(part, streams) for part in values]
+    everyone: dict[str, Attention] = {"plain": partial(_plain, table=table), "products": _products, **contestants}
+    times = _turns({name: partial(_forward, call, inputs[name]) for name, call in everyone.items()}, settings)
+    able = {name: call for name, call in everyone.items() if _trains(name, settings.device)}
+    training = _turns({name: partial(_backward, call, inputs[name]) for name, call in able.items()}, settings)
+    for name, call in contestants.items():
+        error = _forward(call, inputs[name]) - (exact if name != "sdpa, packed" else _packed(exact, streams))
+        shown = f"auto ({choose(settings.device, False, visible, length).backend})" if name == AUTO else name
+        yield Figure(
+            length,
+            width,
+            mask,
+            shown,
+            1e3 * statistics.median(times[name]),
+            _ratio(times[name], times["plain"]),
+            _ratio(times[name], times["products"]),
+            float(error.abs().max()),
+            1e3 * statistics.median(training[name]) if name in training else None,
+            _ratio(training[name], training["plain"]) if name in training else None,
+        )
+
+
+def _rule(mask: str) -> Mask:
+    rules = {"none": Everything(), "padding": Padding(), "cut": Cut(), "window": Window(0.2)}
+    return rules[mask]
+
+
+def _streams(batch: int, length: int, ragged: bool, chance: torch.Generator, device: torch.device) -> dict[str, Stream]:
+    """A quarter video, three quarters audio, over 100 ms a video token; ragged: between half and all of each is real."""
+    made = {}
+    for name, count, seconds in (("video", length // 4, 0.12), ("audio", length - length // 4, 0.04)):
+        valid = None
+        if ragged:
+            real = torch.randint(count // 2, count + 1, (batch, 1), generator=chance)
+            valid = (torch.arange(count) < real).to(device)
+        made[name] = Stream(torch.zeros(batch, count, 1, device=device), time_positions(count, seconds, device=device), valid)
+    return made
+
+
+def _packed(values: Tensor, streams: dict[str, Stream]) -> Tensor:
+    parts = values.split([len(streams[name]) for name in NAMES], 1)
+    return torch.cat([part[streams[name].valid] for name, part in zip(NAMES, parts, strict=True)]).unsqueeze(0)
+
+
+def _plain(query: Tensor, key: Tensor, value: Tensor, table: Tensor | None) -> Tensor:
+    """What anyone would write: the library's call with a boolean mask."""
+    q, k, v = (part.transpose(1, 2) for part in (query, key, value))
+    return F.scaled_dot_product_attention(q, k, v, None if table is None else table.unsqueeze(1)).transpose(1, 2)
+
+
+def _products(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The two matrix products of attention without what lies between."""
+    q, k, v = (part.transpose(1, 2) for part in (query, key, value))
+    return ((q @ k.mT) @ v).transpose(1, 2)
+
+
+def _forward(call: Callable[..., Tensor], values: Sequence[Tensor]) -> Tensor:
+    with torch.no_grad():
+        return call(*values)
+
+
+def _backward(call: Callable[..., Tensor], values: Sequence[Tensor]) -> Tensor:
+    leaves = [part.detach().requires_grad_() for part in values]
+    out = call(*leaves)
+    out.backward(torch.ones_like(out))
+    return out
+
+
+def _trains(name: str, device: str) -> bool:
+    """Whether a contestant has gradients on this device."""
+    if name not in backends:
+        return True
+    try:
+        check(name, device, gradients=True)
+    except ValueError:
+        return False
+    return True
+
+
+def _turns(calls: dict[str, Call], settings: Settings) -> dict[str, list[float]]:
+    """Seconds of each call, all of them in every round; one that has used up its patience sits out after two."""
+    wait = torch.cuda.synchronize if settings.device == "cuda" else lambda: None
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    for _ in range(settings.rounds):
+        for name, call in calls.items():
+            if len(times[name]) >= 2 and sum(times[name]) > settings.patience:
+                continue
+            wait()
+            start = time.perf_counter()
+            call()
+            wait()
+            times[name].append(time.perf_counter() - start)
+    return times
+
+
+def _ratio(times: Sequence[float], base: Sequence[float]) -> float:
+    return statistics.median(own / other for own, other in zip(times, base, strict=False))

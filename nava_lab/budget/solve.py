@@ -109,8 +109,8 @@ class _Totals:
         self.variant, self.interface, self.kind = variant, interface, kind
         layers: dict[Stage, int] = {}
         for stage in variant.plan():
-            kind = Stage(stage.block, 1, text=stage.text)
-            layers[kind] = layers.get(kind, 0) + stage.layers
+            layer = Stage(stage.block, 1, text=stage.text)
+            layers[layer] = layers.get(layer, 0) + stage.layers
         self.kinds, self.layers = list(layers), list(layers.values())
         self._cached: Callable[[int, int], int] = lru_cache(None)(self._measure)
 

@@ -49,10 +49,10 @@ class Settings:
     """
 
     device: str = "cpu"
-    lengths: tuple[int, ...] = (128, 512, 2048)
+    lengths: tuple[int, ...] = (128, 512, 1024)
     widths: tuple[int, ...] = (64, 256)
-    tokens: int = 4096
-    rounds: int = 9
+    tokens: int = 2048
+    rounds: int = 7
     patience: float = 1.0
 
     @staticmethod

@@ -113,9 +113,11 @@ class _Totals:
 
     def __init__(self, variant: Variant, interface: Interface, kind: str):
         self.variant, self.interface, self.kind = variant, interface, kind
-        self.stages = [stage for stage in variant.stages() if stage.layers]
-        self.kinds = list(dict.fromkeys(stage.block for stage in self.stages))
-        self.layers = [sum(stage.layers for stage in self.stages if stage.block == block) for block in self.kinds]
+        layers: dict[Stage, int] = {}
+        for stage in variant.plan():
+            layer = Stage(stage.block, 1, text=stage.text)
+            layers[layer] = layers.get(layer, 0) + stage.layers
+        self.kinds, self.layers = list(layers), list(layers.values())
         self._cached: Callable[[int, int], int] = lru_cache(None)(self._measure)
 
     def __call__(self, width: int, hidden: int) -> int:
@@ -123,11 +125,11 @@ class _Totals:
 
     def _measure(self, width: int, hidden: int) -> int:
         base = self._of([], width, hidden)
-        each = [self._of([block], width, hidden) - base for block in self.kinds]
+        each = [self._of([layer], width, hidden) - base for layer in self.kinds]
         return base + sum(count * cost for count, cost in zip(self.layers, each, strict=True))
 
-    def _of(self, blocks: list, width: int, hidden: int) -> int:
-        thin = _thinned(self.variant, tuple(Stage(block, 1) for block in blocks))
+    def _of(self, stages: list[Stage], width: int, hidden: int) -> int:
+        thin = _thinned(self.variant, tuple(stages))
         model = on_meta(thin, self.interface, Size(width, hidden))
         return count_parameters(model) if self.kind == "parameters" else 3 * flops_forward(model, self.interface)
 
@@ -159,7 +161,7 @@ class _Totals:
 def _thinned(variant: Variant, stages: tuple[Stage, ...]) -> Variant:
     """The variant with other stages in place of its own."""
     kind = type(variant)
-    thin = type(kind.__name__, (kind,), {"stages": lambda self: list(stages)})
+    thin = type(kind.__name__, (kind,), {"stages": lambda self: list(stages), "plan": lambda self: list(stages)})
     return thin(**{field.name: getattr(variant, field.name) for field in dataclasses.fields(variant) if field.init})
 
 

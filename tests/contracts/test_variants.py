@@ -218,6 +218,16 @@ def test_budgets_are_met(name, parameters, depth):
 
 
 @pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("kind", ["parameters", "flops"])
+def test_budgets_are_met_where_layers_go_without_text(name, kind):
+    solution = solve(
+        make(name, text_after=2), INTERFACE, Budget(**{"parameters": None, kind: 300_000 if kind == "parameters" else 5e7})
+    )
+    assert abs(solution.realised / solution.budget.requested - 1) <= 0.005
+    assert not solution.cost.total - count_parameters(Denoiser(make(name, text_after=2), INTERFACE, solution.size))
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_flops_budgets_are_met(name):
     solution = solve(make(name), INTERFACE, Budget(flops=5e7))
     assert abs(solution.cost.flops_per_sample / 5e7 - 1) <= 0.005

@@ -329,7 +329,8 @@ def bench(arguments: list[str]) -> None:
     name = arguments[0] if arguments else ""
     if name not in BENCHES:
         raise ValueError(f"nava bench NAME: {nearest(name, list(BENCHES))}")
-    raise SystemExit(import_module(BENCHES[name]).main(arguments[1:]))
+    if code := import_module(BENCHES[name]).main(arguments[1:]):
+        raise SystemExit(code)
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {

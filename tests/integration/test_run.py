@@ -248,7 +248,7 @@ def test_a_newcomers_block_and_variant_take_one_file_each(tmp_path):
     env = {"PYTHONPATH": str(tmp_path)}
     assert "toy_variant        A newcomer's first idea." in nava("--help", cwd=tmp_path, env=env).stdout
     described = json.loads(nava("describe", "variant=toy_variant", "--json", cwd=tmp_path, env=env).stdout)
-    assert described["stages"] == [{"label": "toys", "layers": 6, "block": "toy_block()"}]
+    assert described["stages"] == [{"label": "toys", "layers": 6, "block": "toy_block()", "text": True}]
     assert abs(described["budget"]["realised"] / 1e6 - 1) <= 0.005
     contracts = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/contracts", "-k", "toy and not budgets_are_met"],

@@ -98,7 +98,8 @@ class Drawing:
 
     def plain(self) -> Drawing:
         """The same laws with every token noisy and every caption shown: what a comparable loss is measured by."""
-        return replace(self, text_dropout=0.0, first_step={}, continuation=0.0, modality_given=0.0)
+        coupling = "shared" if self.coupling == "one_clean" else self.coupling
+        return replace(self, coupling=coupling, text_dropout=0.0, first_step={}, continuation=0.0, modality_given=0.0)
 
     def shift(self, modality: str) -> float:
         """The shift that a modality's levels are drawn with."""

@@ -193,3 +193,57 @@ def test_uniform_numbers_are_uniform_and_independent_of_the_batch():
     assert (histogram - 1).abs().max() < 0.05
     correlation = torch.corrcoef(torch.cat((numbers[:-1].T, numbers[1:].T)))
     assert (correlation - torch.eye(8)).abs().max() < 0.03
+
+
+def wrong_by(amounts, streams, draws):
+    """A network whose squared velocity error is ``amounts`` (one per sample) in every modality."""
+    right = {name: draws.noise[name] - stream.tokens for name, stream in streams.items()}
+    root = amounts.sqrt().view(-1, 1, 1)
+    return lambda *_: {name: part + root for name, part in right.items()}
+
+
+@pytest.mark.parametrize("drawing", [Drawing(coupling="one_clean"), Drawing(modality_given=0.6)], ids=["one_clean", "given"])
+@given(seed=seeds, size=st.integers(1, 6))
+def test_the_loss_is_the_mean_over_samples_with_noisy_tokens_whatever_is_given(drawing, seed, size):
+    """A modality that is given in some samples keeps its weight; the mean is over one batch or over two processes' shares."""
+    batch = worlds.get("gaussian")(duration_s=0.16).batch("train", torch.arange(size))
+    draws, amounts = drawing(batch.streams, generators("t", seed, range(size))), torch.arange(1.0, size + 1)
+    objective = Objective("velocity")
+    losses = objective.per_sample(wrong_by(amounts, batch.streams, draws), batch, draws)
+    counts, means = objective.counts(batch, draws), objective.means(losses, objective.counts(batch, draws))
+    for name, mean in means.items():
+        noisy = ~draws.clean[name]
+        assert float(counts[name]) == int(noisy.sum())
+        torch.testing.assert_close(mean, amounts[noisy].mean() if noisy.any() else torch.zeros(()), atol=1e-4, rtol=1e-4)
+        average = {name: counts[name] / 2}  # of two processes, each with a share of the samples
+        shares = [objective.means({name: part}, average)[name] for part in (losses[name][:1], losses[name][1:])]
+        torch.testing.assert_close(sum(shares) / 2, mean)
+    torch.testing.assert_close(objective.total(losses, counts), sum(means.values()) / 2)
+
+
+def test_a_batch_in_which_nothing_is_noisy_has_no_loss_and_no_gradient():
+    batch = worlds.get("gaussian")(duration_s=0.16).batch("train", torch.arange(3))
+    draws = Drawing(modality_given=1.0)(batch.streams, generators("t", 0, range(3)))
+    everything = torch.ones(3, dtype=torch.bool)
+    draws = replace(draws, clean=dict.fromkeys(batch.streams, everything), levels=dict.fromkeys(batch.streams, torch.zeros(3)))
+    weight, objective = torch.ones((), requires_grad=True), Objective()
+    losses = objective.per_sample(lambda x, *_: {n: weight * s.tokens + weight for n, s in x.items()}, batch, draws)
+    loss = objective.total(losses, objective.counts(batch, draws))
+    loss.backward()
+    assert float(loss) == 0
+    assert float(weight.grad) == 0
+
+
+@pytest.mark.parametrize("drawing", [Drawing(coupling="one_clean"), EVERYTHING, Drawing(coupling="independent")])
+def test_a_comparable_loss_has_every_token_noisy(drawing):
+    streams = worlds.get("gaussian")(duration_s=0.16).batch("test", torch.arange(64)).streams
+    draws = drawing.plain()(streams, generators("t", 0, range(64)))
+    assert not draws.clean
+    assert all((level > 0).all() for level in draws.levels.values())
+    assert not draws.drop_text.any()
+
+
+def test_a_negative_loss_weight_is_refused():
+    for wrong in (-0.5, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"flow\.weights\.audio=.* must be at least 0"):
+            Objective(weights={"audio": wrong})

@@ -264,7 +264,7 @@ def sample(arguments: list[str]) -> None:
             {name: Path(options[f"--{name}"]) for name in ("audio", "video") if options[f"--{name}"]},
             {"video": Path(options["--first-frame"])} if options["--first-frame"] else {},
             Path(options["--continue"]) if options["--continue"] else None,
-            0.5 if seconds is None else seconds,
+            seconds,
             options["--given"],
             options["--from"],
         )

@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from nava_lab.cli import main
 from nava_lab.media.write import write_mp4
 from nava_lab.registry import worlds
+from nava_lab.streams import Stream, time_positions
+from nava_lab.study.given import _continued
 
 SMALL = ["budget.parameters=300_000", "training.batch_size=8", "training.validation_clips=16", "training.steps=12",
          "evaluation.clips=8", "evaluation.steps=2", "evaluation.loss_clips=8", "evaluation.previews=1", "output.progress=false",
@@ -120,6 +122,48 @@ def test_every_use_keeps_what_it_is_given_to_the_bit(run, tmp_path):
     assert not torch.allclose(more["audio"][:, 10:], source["audio"][:, 10:])
 
 
+def clip_in_ms(rates, seconds=2.0):
+    """Streams whose one value is each step's own beginning in ms, with those tokens."""
+    streams = {}
+    for name, rate in rates.items():
+        count = round(seconds * rate)
+        tokens = (torch.arange(count) * 1000 / rate).view(1, count, 1)
+        streams[name] = Stream(tokens, time_positions(count, 1 / rate))
+    return streams, {name: stream.tokens for name, stream in streams.items()}
+
+
+@pytest.mark.parametrize("rates", [{"video": 12.5, "audio": 8.0}, {"video": 12.5, "audio": 50.0}, {"video": 8.0, "audio": 12.5}])
+@pytest.mark.parametrize("seconds", [None, 0.5, 0.96, 1.5])
+def test_a_continuation_cuts_sound_and_picture_at_one_moment(rates, seconds):
+    streams, tokens = clip_in_ms(rates)
+    common = 2.0 if 8.0 in rates.values() else 0.08  # 2 s hold 16 steps of 8 Hz and 25 of 12.5 Hz
+    if common == 2.0:
+        with pytest.raises(ValueError, match=r"--continue: no moment within a clip begins a step of every modality"):
+            _continued(tokens, streams, seconds)
+        streams, tokens = clip_in_ms(rates, 6.0)
+        seconds = None if seconds is None else 4.0
+    elif seconds in (0.5, 1.5):
+        with pytest.raises(ValueError, match="0.48 or 0.56, say" if seconds == 0.5 else "1.44 or 1.52, say"):
+            _continued(tokens, streams, seconds)
+        return
+    found = _continued(tokens, streams, seconds)
+    begins = {name: float(clean.tokens[0, 0, 0]) for name, clean in found.items()}
+    lasts = {name: float(clean.keep[0].sum()) / rates[name] for name, clean in found.items()}
+    assert begins["video"] == pytest.approx(begins["audio"], abs=1e-2)
+    assert lasts["video"] == pytest.approx(lasts["audio"])
+    assert seconds is None or lasts["video"] == pytest.approx(seconds)
+
+
+def test_a_continuation_of_modalities_that_end_apart_is_cut_at_one_moment():
+    """The sound is a step longer than the picture: its last step is left out."""
+    streams, _ = clip_in_ms({"video": 10.0}, 1.0)
+    longer, _ = clip_in_ms({"audio": 20.0}, 1.05)
+    streams |= longer
+    found = _continued({name: stream.tokens for name, stream in streams.items()}, streams, 0.3)
+    assert {name: float(clean.tokens[0, 0, 0]) for name, clean in found.items()} == {"video": 700.0, "audio": 700.0}
+    assert [int(clean.keep.sum()) for clean in found.values()] == [3, 6]
+
+
 def test_scoring_with_a_modality_given(run, capsys):
     nava("score", run, "evaluation.given=audio")
     assert "sync_auc" in capsys.readouterr().out
@@ -138,6 +182,7 @@ def test_mistakes_end_in_one_line(run, tmp_path, capsys):
     (tmp_path / "broken.safetensors").write_bytes(b"nothing")
     save_file({"audio": torch.zeros(1, 3, 4)}, tmp_path / "other.safetensors")
     save_file({"audio": torch.full((1, 25, 64), float("nan"))}, tmp_path / "nan.safetensors")
+    save_file({"audio": torch.zeros(1, 25, 64), "video": torch.zeros(1, 25, 768)}, tmp_path / "whole.safetensors")
     (tmp_path / "film.mp4").write_bytes(b"nothing")
     for arguments, expected in (
         (["--audio", tmp_path / "missing.safetensors"], "does not exist"),
@@ -150,6 +195,8 @@ def test_mistakes_end_in_one_line(run, tmp_path, capsys):
         (["--given", "audio", "--audio", tmp_path / "other.safetensors"], "audio is given twice"),
         (["--given", "audio", "--from", "tset"], "--from tset"),
         (["--seconds", "1"], "--continue FILE"),
+        (["--continue", tmp_path / "whole.safetensors", "--seconds", "0.5"], "0.48 or 0.56, say (from 0.08 to 1.92)"),
+        (["--continue", tmp_path / "whole.safetensors", "--seconds", "-1"], "must be positive"),
         (["--count", "0"], "--count=0"),
         (["--batch-size", "0"], "--batch-size=0"),
         (["--count", "two"], "is no number"),

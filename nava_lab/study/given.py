@@ -35,6 +35,8 @@ class Wish:
         seconds: how much of its end stands at the beginning of the new clips; about half a second where None.
         true: a modality that is taken from the world's own clips; empty for none.
         split: the clips whose captions (and ``true`` modality) are taken.
+        prompt: a caption for all, in place of theirs; empty for none.
+        captions: take theirs although a file is given, of which they say nothing.
     """
 
     files: Mapping[str, Path]
@@ -43,6 +45,8 @@ class Wish:
     seconds: float | None = None
     true: str = ""
     split: str = "test"
+    prompt: str = ""
+    captions: bool = False
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
@@ -58,6 +62,11 @@ class Wish:
     def whole(self) -> list[str]:
         """Modalities that are given in full."""
         return [*self.files, *([self.true] if self.true else [])]
+
+    @property
+    def own(self) -> bool:
+        """Whether a file is given, which the captions of the world's clips do not describe."""
+        return bool(self.files or self.first_steps or self.beginning)
 
 
 Giver = Callable[[Batch], dict[str, Clean]]

@@ -1,6 +1,7 @@
 """Sampling from a run: any batch size, guidance, every use from its own input, and mistakes in one line."""
 
 import json
+from pathlib import Path
 
 import av
 import numpy as np
@@ -9,10 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nava_lab.cli import main
+from nava_lab.flow.draws import Drawing
+from nava_lab.flow.sampling import Sampler
 from nava_lab.media.write import write_mp4
 from nava_lab.registry import worlds
 from nava_lab.streams import Stream, time_positions
-from nava_lab.study.given import _continued
+from nava_lab.study.given import Wish, _continued
+from nava_lab.study.sample import caption_of
 
 SMALL = ["budget.parameters=300_000", "training.batch_size=8", "training.validation_clips=16", "training.steps=12",
          "evaluation.clips=8", "evaluation.steps=2", "evaluation.loss_clips=8", "evaluation.previews=1", "output.progress=false",
@@ -250,3 +254,59 @@ def _keep(source, target, kind):
             frame.pts = None
             new.mux(out.encode(frame))
         new.mux(out.encode(None))
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """The captions and given modalities of every sampling."""
+    seen = []
+    real = Sampler.__call__
+
+    def watched(self, network, template, text, generators, given=None):
+        words = worlds.get("pulse")().tokenizer.words
+        seen.append(([" ".join(words[i] for i in row if i) for row in text.tokens.tolist()], sorted(given or {})))
+        return real(self, network, template, text, generators, given)
+
+    monkeypatch.setattr(Sampler, "__call__", watched)
+    return seen
+
+
+def test_a_prompt_is_told_and_beside_a_file_nothing_else_is(run, tmp_path, capsys, told):
+    file, world = tmp_path / "tokens.safetensors", worlds.get("pulse")()
+    true = world.captions("test", torch.arange(2))
+    sampled(run, tmp_path, "--count", 2)
+    assert told.pop() == (true, [])
+    sampled(run, tmp_path, "--count", 2, "--prompt", "red disc")
+    assert told.pop() == (["red disc"] * 2, [])
+    capsys.readouterr()
+    sampled(run, tmp_path / "out", "--count", 2, "--video", file)
+    assert told.pop() == (["<null>"] * 2, ["video"])
+    assert "no caption is given" in capsys.readouterr().err
+    for more, captions in (
+        (["--prompt", "red disc"], ["red disc"] * 2),
+        (["--from", "train"], world.captions("train", torch.arange(2))),
+    ):
+        sampled(run, tmp_path / "out", "--count", 2, "--video", file, *more)
+        assert told.pop() == (captions, ["video"])
+    assert "no word 'purple'" in complaint(capsys, "sample", run, "--prompt", "purple disc")
+
+
+def test_what_nobody_was_trained_to_be_told_is_said_or_refused(capsys):
+    told, pulse, silent = [], worlds.get("pulse")(), worlds.get("gaussian")()
+    with_file = Wish({"video": Path("film.mp4")}, {})
+    assert caption_of(with_file, pulse, Drawing(text_dropout=0.0), told.append) is None
+    assert "captions are those of the world's test clips, not of your file" in told.pop()
+    assert caption_of(with_file, pulse, Drawing(text_dropout=0.1), told.append) == ""
+    assert caption_of(with_file, silent, Drawing(), told.append) is None
+    with pytest.raises(ValueError, match="world gaussian has no words"):
+        caption_of(Wish({}, {}, prompt="red disc"), silent, Drawing(), told.append)
+    with pytest.raises(ValueError, match=r"captions were never trained; train with flow\.text_dropout below 1"):
+        caption_of(Wish({}, {}, prompt="red disc"), pulse, Drawing(text_dropout=1.0), told.append)
+
+
+def test_what_the_run_s_config_gives_is_given(run, tmp_path, told):
+    truth = worlds.get("pulse")().batch("test", torch.arange(2)).streams
+    found = sampled(run, tmp_path, "--count", 2, "evaluation.given=audio")
+    assert torch.equal(found["audio"], truth["audio"].tokens)
+    sampled(run, tmp_path / "out", "--count", 2, "evaluation.given=audio", "--video", tmp_path / "tokens.safetensors")
+    assert [given for _, given in told] == [["audio"], ["video"]]

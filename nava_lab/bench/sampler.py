@@ -66,12 +66,19 @@ def measure(config: Config, batch_size: int, steps: int, repeats: int) -> list[d
     built, device = parts(config), device_of(config)
     model = network(config, built.solution).to(device).eval()
     batch = config.world.batch("test", torch.arange(batch_size, device=device))
-    plain = replace(built.protocol.sampler, steps=steps)
-    cases = {name: replace(plain, solver=solvers.get(name)()) for name in solvers}
-    cases["heun, text"] = replace(plain, guidance=Guidance((guidance.get("text")(3.0),), config.evaluation.branch_rows))
-    cases["heun, guided"] = replace(plain, guidance=_guided(config, built))
-    rows = {name: _row(name, model, batch, sampler, device, repeats) for name, sampler in cases.items()}
-    return list(rows.values())
+    samplers = cases(config, built, steps)
+    return [_row(name, model, batch, sampler, device, repeats) for name, sampler in samplers.items()]
+
+
+def cases(config: Config, built: Parts, steps: int) -> dict[str, Sampler]:
+    """A sampler per label, which says solver and guidance, whatever the config says of them."""
+    plain = replace(built.protocol.sampler, steps=steps, guidance=Guidance())
+    found = {name: replace(plain, solver=solvers.get(name)()) for name in solvers}
+    text = Guidance((guidance.get("text")(3.0),), config.evaluation.branch_rows)
+    return found | {
+        "heun, text": replace(found["heun"], guidance=text),
+        "heun, guided": replace(found["heun"], guidance=_guided(config, built)),
+    }
 
 
 def _guided(config: Config, built: Parts) -> Guidance:

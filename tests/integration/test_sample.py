@@ -169,8 +169,11 @@ def test_a_continuation_of_modalities_that_end_apart_is_cut_at_one_moment():
 
 
 def test_scoring_with_a_modality_given(run, capsys):
-    nava("score", run, "evaluation.given=audio")
-    assert "sync_auc" in capsys.readouterr().out
+    nava("score", run, "evaluation.given=audio", "evaluation.shift=2", "evaluation/schedule=karras")
+    said = capsys.readouterr()
+    assert "sync_auc" in said.out
+    assert "warning: video is sampled with shift 2 and was trained with shift 1" in said.err
+    assert "warning: levels are sampled by schedule karras" in said.err
 
 
 @pytest.mark.parametrize("use", [["--audio"], ["--first-frame"], ["--continue"]])

@@ -1,6 +1,7 @@
 """Laws of guidance, for whatever terms and modifiers are registered. A new one is one file with an ``example``; these tests find it."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from nava_lab.flow.agreement import check_guidance, check_use, disagreements
 from nava_lab.flow.draws import Drawing, noise_like
 from nava_lab.flow.guidance.algebra import Guidance
 from nava_lab.flow.guidance.base import Call, Moment, Term
+from nava_lab.flow.levels import LogitNormal, shifted
 from nava_lab.flow.sampling import Clean, Sampler
-from nava_lab.registry import guidance, solvers
+from nava_lab.registry import guidance, level_laws, schedules, solvers
 from nava_lab.rng import generators
 from nava_lab.streams import Stream, time_positions
 from tests.laws.flows import every_solver, tensors
@@ -414,3 +416,30 @@ def test_laws_of_sampling_that_training_did_not_have_are_told():
     assert "do not go together" in told[1]
     assert len(disagreements(Sampler(shifts={"audio": 3.0}), Drawing(coupling="independent"), both)) == 1
     assert disagreements(Sampler(shifts={"audio": 3.0}), Drawing(), ["video"]) == []
+
+
+def test_a_law_s_own_middle_is_a_shift_and_other_schedules_are_told():
+    """A logit-normal of mean m is one of mean 0 shifted by e^m."""
+    noisy, both = Drawing(levels=LogitNormal(mean=math.log(3.0))), ("video", "audio")
+    u = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
+    torch.testing.assert_close(noisy.levels(u), shifted(LogitNormal()(u), noisy.levels.centre))
+    assert disagreements(Sampler(shift=3.0), noisy, both) == []
+    told = disagreements(Sampler(), noisy, both)
+    assert told[0] == "video is sampled with shift 1 and was trained with shift 3 (1 times the 3 of its law's middle)"
+    for name in schedules:
+        found = disagreements(Sampler(schedule=schedules.get(name)()), Drawing(), both)
+        assert [f"schedule {name}," in line for line in found] == ([] if name == "uniform" else [True])
+    for name in level_laws:
+        law = level_laws.get(name)()
+        assert float(law(torch.tensor(0.5))) == pytest.approx(law.centre / (1 + law.centre))
+
+
+def test_plain_generation_is_refused_where_something_was_given_in_every_sample():
+    for drawing, remedy, use in (
+        (Drawing(continuation=1.0), "continuation", {"beginning": True}),
+        (Drawing(first_step={"video": 1.0}), r"first_step\.video", {"first_step": ["video"]}),
+        (Drawing(first_step={"video": 1.0}, modality_given=0.5), r"first_step\.video", {"whole": ["video"]}),
+    ):
+        with pytest.raises(ValueError, match=rf"cannot generate without; train with flow\.{remedy} below 1"):
+            check_use(drawing)
+        check_use(drawing, **use)

@@ -76,7 +76,8 @@ def test_batches_of_1_and_64_give_the_same_clips(run, tmp_path, more):
 def test_the_log_holds_the_realised_rates(run):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     rates = {key for line in lines for key in line if key.startswith("train/rate_")}
-    assert rates == {f"train/rate_{name}" for name in ("text_dropped", "modality_dropped", "given_video", "given_audio")}
+    named = ("text_dropped", "modality_dropped", "modality_given", "first_step_video", "continuation")
+    assert rates == {f"train/rate_{name}" for name in named}
     assert all(0 <= line[key] <= 1 for line in lines for key in rates & set(line))
 
 

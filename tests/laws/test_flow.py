@@ -97,8 +97,29 @@ def test_dropout_rates_are_exact_at_batch_size_one_and_whatever_the_split():
         assert share.drop_text[place] == alone[index].drop_text[0]
         assert share.cut[place] == alone[index].cut[0]
         assert all(torch.equal(share.clean[name][place], alone[index].clean[name][0]) for name in streams)
-    assert share.rates().keys() == {"text_dropped", "modality_dropped", "given_video", "given_audio"}
-    assert float(share.rates()["text_dropped"]) == pytest.approx(sum(bool(draw.drop_text[0]) for draw in alone[1::2]) / len(rank))
+    mine = alone[1::2]
+    realised = {name: sum(float(draw.rates()[name]) for draw in mine) / len(rank) for name in share.rates()}
+    assert {name: float(rate) for name, rate in share.rates().items()} == pytest.approx(realised, abs=1e-6)
+    wanted = {"text_dropped": 0.3, "modality_dropped": 0.2, "modality_given": 0.4, "first_step_video": 0.25, "continuation": 0.35}
+    assert realised == pytest.approx(wanted, abs=0.05)
+
+
+@pytest.mark.parametrize("count", [1, 9])
+@given(seed=seeds)
+def test_logged_rates_are_those_of_the_samples_that_are_given_something(count, seed):
+    """Each way of giving alone, told from the clean tokens; beginnings may be too short to hold a token."""
+    streams = worlds.get("gaussian")(duration_s=0.4).batch("train", torch.arange(count)).streams
+    for drawing, name in (
+        (Drawing(modality_given=0.5), "modality_given"),
+        (Drawing(coupling="one_clean"), "modality_given"),
+        (Drawing(first_step={"video": 0.5}), "first_step_video"),
+    ):
+        draws = drawing(streams, generators("t", seed, range(count)))
+        touched = torch.stack([clean.view(count, -1).any(1) for clean in draws.clean.values()]).any(0)
+        rates = {key: float(rate) for key, rate in draws.rates().items()}
+        assert rates == {"text_dropped": float(draws.drop_text.float().mean()), name: float(touched.float().mean())}
+    draws = Drawing(continuation=0.5)(streams, generators("t", seed, range(count)))
+    assert not (draws.clean["video"].any(1) & ~draws.given["continuation"]).any()
 
 
 @pytest.mark.parametrize("coupling", ["shared", "one_clean"])

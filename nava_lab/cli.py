@@ -36,7 +36,8 @@ USAGE = """nava: compare joint audio-video generators at equal parameters, compu
                                       --mask: a picture of who sees whom in every stage (--mask=cut: where attention is cut)
   nava sample RUN [evaluation.KEY=V]  new clips from a finished or killed run   [--count N] [--seed N] [--out FOLDER]
       [--batch-size N] [--previews N]; what is given: [--video FILE] [--audio FILE] [--first-frame FILE]
-      [--continue FILE --seconds S], or of the world's own clips [--given MODALITY --from SPLIT]
+      [--continue FILE --seconds S], or of the world's own clips [--given MODALITY --from SPLIT];
+      [--prompt TEXT]: what they are told (by default the captions of the world's clips; with a file, nothing)
   nava score RUN [evaluation.KEY=V]   score a finished or killed run
   nava compare RUN ...                table and page                            [--out FOLDER]
   nava bench sampler [KEY=VALUE ...]  overhead of each solver over bare model evaluations  [--json] [--batch-size N]
@@ -246,8 +247,8 @@ def describe(arguments: list[str]) -> None:
 
 def sample(arguments: list[str]) -> None:
     files = dict.fromkeys(("--audio", "--video", "--first-frame", "--continue"), "")
-    plain = dict.fromkeys(("--seed", "--out", "--batch-size", "--previews", "--seconds", "--given"), "")
-    plain |= {"--count": "4", "--from": "test"}
+    plain = dict.fromkeys(("--seed", "--out", "--batch-size", "--previews", "--seconds", "--given", "--from", "--prompt"), "")
+    plain |= {"--count": "4"}
     options, rest = _options(arguments, plain | files)
     folder = _one_run([part for part in rest if "=" not in part])
     overrides = [part for part in rest if "=" in part]
@@ -258,18 +259,23 @@ def sample(arguments: list[str]) -> None:
     from nava_lab.study.given import Wish
     from nava_lab.study.sample import sample_run
 
-    wish, seconds = None, _number(options, "--seconds", float)
-    if any(options[name] for name in (*files, "--given")) or options["--from"] != "test":
-        wish = Wish(
-            {name: Path(options[f"--{name}"]) for name in ("audio", "video") if options[f"--{name}"]},
-            {"video": Path(options["--first-frame"])} if options["--first-frame"] else {},
-            Path(options["--continue"]) if options["--continue"] else None,
-            0.5 if seconds is None else seconds,
-            options["--given"],
-            options["--from"],
-        )
-    out = Path(options["--out"]) if options["--out"] else folder / "samples"
     config = from_file(folder / "config.yaml", overrides)
+    whole = {name: Path(options[f"--{name}"]) for name in ("audio", "video") if options[f"--{name}"]}
+    first = {"video": Path(options["--first-frame"])} if options["--first-frame"] else {}
+    given = options["--given"]
+    if not given and not whole and config.evaluation.given not in first:
+        given = config.evaluation.given
+    wish = Wish(
+        whole,
+        first,
+        Path(options["--continue"]) if options["--continue"] else None,
+        _number(options, "--seconds", float),
+        given,
+        options["--from"] or "test",
+        options["--prompt"],
+        bool(options["--from"]),
+    )
+    out = Path(options["--out"]) if options["--out"] else folder / "samples"
     count, seed, size, shown = (_number(options, name, int) for name in ("--count", "--seed", "--batch-size", "--previews"))
     for path in sample_run(folder, config, out, count or 0, seed, _tell, wish, size, shown):
         print(path)

@@ -15,11 +15,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+from omegaconf import OmegaConf
 
 from nava_lab.config import Config, from_file
 from nava_lab.evaluation.protocol import evaluate
@@ -36,25 +38,36 @@ Point = dict[str, Any]
 
 
 def fitted(sampler: Sampler, most: int, modalities: tuple[str, ...], given: list[str]) -> Sampler | None:
-    """The sampler with as many steps as ``most`` evaluations allow; None where not even one fits."""
+    """The sampler with as many steps as ``most`` evaluations allow and its schedule takes; None where no count fits."""
     best = None
     for steps in range(1, most + 1):
         tried = replace(sampler, steps=steps)
-        if tried.evaluations(modalities, given) > most:
+        try:
+            count = tried.evaluations(modalities, given)
+        except ValueError:  # a custom schedule takes multiples of its own steps
+            continue
+        if count > most:
             break
         best = tried
     return best
 
 
-def cases(arguments: argparse.Namespace) -> list[tuple[str, list[str]]]:
-    """(label, overrides) of every curve."""
-    found = [(name, [f"evaluation/solver={name}"]) for name in arguments.solvers]
-    for setting in arguments.guidance:
-        found.append((f"heun, {setting}", [f"evaluation.guidance.{part}" for part in setting.split(",")]))
+def cases(solvers: Sequence[str], settings: Sequence[str]) -> list[tuple[str, str, dict[str, Any]]]:
+    """(label, solver, guidance) of every curve: each says both, whatever the run itself is scored by."""
+    found: list[tuple[str, str, dict[str, Any]]] = [(name, name, {}) for name in solvers]
+    for setting in settings:
+        guidance = OmegaConf.to_container(OmegaConf.from_dotlist(setting.split(",")))
+        found.append((f"heun, {setting}", "heun", guidance))  # type: ignore[arg-type]
     return found
 
 
-def main() -> None:
+def configured(path: Path, solver: str, guidance: dict[str, Any], clips: int) -> Config:
+    """The run's config with this solver, exactly this guidance and a number of clips."""
+    config = from_file(path, [f"evaluation/solver={solver}", f"evaluation.clips={clips}"])
+    return replace(config, evaluation=replace(config.evaluation, guidance=guidance))
+
+
+def main(words: Sequence[str] | None = None) -> None:
     reader = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     reader.add_argument("run", type=Path)
     reader.add_argument("--evaluations", default="4,8,16,32,64", type=lambda text: sorted(map(int, text.split(","))))
@@ -62,7 +75,7 @@ def main() -> None:
     reader.add_argument("--guidance", action="append", default=[], help="text=2, say; again for another curve")
     reader.add_argument("--clips", default=128, type=int)
     reader.add_argument("--out", type=Path)
-    arguments = reader.parse_args()
+    arguments = reader.parse_args(words)
     out = arguments.out or arguments.run / "samplers"
     out.mkdir(parents=True, exist_ok=True)
     path = out / "samplers.json"
@@ -72,8 +85,8 @@ def main() -> None:
     model, steps, _ = load_model(arguments.run, base, lambda text: print(text, file=sys.stderr))
     device, code = device_of(base), identify(base)["code"]
     model = model.to(device)
-    for label, overrides in cases(arguments):
-        config = from_file(arguments.run / "config.yaml", [*overrides, f"evaluation.clips={arguments.clips}"])
+    for label, solver, guidance in cases(arguments.solvers, arguments.guidance):
+        config = configured(arguments.run / "config.yaml", solver, guidance, arguments.clips)
         built = parts(config)
         modalities = tuple(config.world.interface().modalities)
         given = [built.protocol.given] if built.protocol.given else []
@@ -102,12 +115,14 @@ def main() -> None:
 def draw(out: Path, points: list[Point], config: Config) -> None:
     """A curve per label for the headline and the error of timing or count, and the same numbers as a table."""
     wanted = [config.world.headline, "sync_error_ms", "count_error"]
-    names = [name for name in wanted if any(name in point["scores"] for point in points)]
+    told = {name: [point["scores"][name]["value"] for point in points if name in point["scores"]] for name in wanted}
+    names = [name for name, values in told.items() if any(value == value for value in values)]  # not where none is defined
     labels = list(dict.fromkeys(point["label"] for point in points))
     figure, axes = plt.subplots(1, len(names), figsize=(5 * len(names), 4), squeeze=False, layout="constrained")
     for axis, name in zip(axes[0], names, strict=True):
         for number, label in enumerate(labels):
-            curve = sorted((p["evaluations"], p["scores"][name]) for p in points if p["label"] == label and name in p["scores"])
+            mine = [p for p in points if p["label"] == label and name in p["scores"]]
+            curve = sorted(((p["evaluations"], p["scores"][name]) for p in mine), key=lambda pair: pair[0])
             x, scores = [count for count, _ in curve], [score for _, score in curve]
             axis.plot(
                 x, [s["value"] for s in scores], marker="o", color=f"C{number % 10}", ls="--" if number > 9 else "-", label=label

@@ -2,7 +2,8 @@
 
 A ratio: seconds of a whole sampling over the seconds spent inside the network during it. Both belong to the same evaluations
 on the same inputs, so the ratio is no matter of how fast the machine is at the moment. Drawing noise, once at the start and in
-every step of a stochastic solver, is timed apart: ``ratio`` is of arithmetic alone, ``with_noise`` of everything.
+every step of a stochastic solver, is timed apart: ``with_noise`` is of everything and is what the target is about, ``ratio`` of
+arithmetic alone.
 """
 
 from __future__ import annotations
@@ -66,12 +67,19 @@ def measure(config: Config, batch_size: int, steps: int, repeats: int) -> list[d
     built, device = parts(config), device_of(config)
     model = network(config, built.solution).to(device).eval()
     batch = config.world.batch("test", torch.arange(batch_size, device=device))
-    plain = replace(built.protocol.sampler, steps=steps)
-    cases = {name: replace(plain, solver=solvers.get(name)()) for name in solvers}
-    cases["heun, text"] = replace(plain, guidance=Guidance((guidance.get("text")(3.0),), config.evaluation.branch_rows))
-    cases["heun, guided"] = replace(plain, guidance=_guided(config, built))
-    rows = {name: _row(name, model, batch, sampler, device, repeats) for name, sampler in cases.items()}
-    return list(rows.values())
+    samplers = cases(config, built, steps)
+    return [_row(name, model, batch, sampler, device, repeats) for name, sampler in samplers.items()]
+
+
+def cases(config: Config, built: Parts, steps: int) -> dict[str, Sampler]:
+    """A sampler per label, which says solver and guidance, whatever the config says of them."""
+    plain = replace(built.protocol.sampler, steps=steps, guidance=Guidance())
+    found = {name: replace(plain, solver=solvers.get(name)()) for name in solvers}
+    text = Guidance((guidance.get("text")(3.0),), config.evaluation.branch_rows)
+    return found | {
+        "heun, text": replace(found["heun"], guidance=text),
+        "heun, guided": replace(found["heun"], guidance=_guided(config, built)),
+    }
 
 
 def _guided(config: Config, built: Parts) -> Guidance:
@@ -117,7 +125,7 @@ def _row(name: str, model: Any, batch: Any, sampler: Sampler, device: torch.devi
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the table, or with ``--json`` the rows; 1 where a ratio exceeds the target."""
+    """Print the table, or with ``--json`` the rows; 1 where a ratio, its noise included, exceeds the target."""
     options = {"--batch-size": 16, "--steps": 20, "--repeats": 3}
     rest, queue = [], [part for part in arguments if part != "--json"]
     while queue:
@@ -141,10 +149,16 @@ def main(arguments: Sequence[str]) -> int:
             json.dumps({"target": TARGET, **about, **{key[2:]: value for key, value in options.items()}, "rows": rows}, indent=2)
         )
     else:
-        print(f"{'':14} evaluations   ratio [least, most]     with noise   own ms a step   (target: ratio at most {TARGET})")
+        print(f"{'':14} evaluations   ratio [least, most]     with noise   own ms a step   (target: with noise at most {TARGET})")
         for row in rows:
             print(
                 f"{row['solver']:14} {row['evaluations']:11}   {row['ratio']:.4f} [{row['least']:.4f}, {row['most']:.4f}]"
                 f"   {row['with_noise']:10.4f}   {row['own_ms_per_step']:10.2f}"
             )
-    return int(any(row["ratio"] > TARGET for row in rows))
+        print(f"above the target: {', '.join(missed(rows)) or 'none'}")
+    return int(bool(missed(rows)))
+
+
+def missed(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The cases that cost more than the target, noise included."""
+    return [row["solver"] for row in rows if row["with_noise"] > TARGET]

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from nava_lab.evaluation.base import WorldMetric
-from nava_lab.evaluation.score import Score, mean_score, ratio_score
+from nava_lab.evaluation.score import Score, ratio_score
 from nava_lab.registry import metrics
 from nava_lab.streams import Batch
 
 
 @metrics.register("loss")
 class Loss(WorldMetric):
-    """Velocity error on test clips, per element.
+    """Velocity error on test clips, per element, over the clips that have noisy tokens of a modality.
 
-    Scores: ``loss`` (mean over modalities) and ``loss_<modality>``.
+    Scores: ``loss`` (mean over a clip's noisy modalities) and ``loss_<modality>``.
     """
 
     needs = "losses"
@@ -27,15 +27,19 @@ class Loss(WorldMetric):
     def __init__(self, world: object):
         super().__init__(world)  # type: ignore[arg-type]
         self.modalities = tuple(self.world.interface().modalities)
-        self.keep("errors")
+        self.keep("errors", "noisy")
 
     def update_losses(self, batch: Batch, losses: Mapping[str, Tensor], levels: Mapping[str, Tensor]) -> None:
-        self.update(index=batch.index, errors=torch.stack([losses[name].double() for name in self.modalities], -1))
+        valid = {name: stream.valid for name, stream in batch.streams.items()}
+        noisy = [_noisy(levels[name], valid.get(name)) for name in self.modalities]
+        errors = torch.stack([losses[name].double() for name in self.modalities], -1)
+        self.update(index=batch.index, errors=errors, noisy=torch.stack(noisy, -1).double())
 
     def compute(self) -> dict[str, Score]:
-        errors = self.rows()["errors"]
-        each = {f"loss_{name}": mean_score(errors[:, i]) for i, name in enumerate(self.modalities)}
-        return {"loss": mean_score(errors.mean(1)), **each}
+        errors, noisy = self.rows()["errors"], self.rows()["noisy"]
+        each = {f"loss_{name}": ratio_score(errors[:, i] * noisy[:, i], noisy[:, i]) for i, name in enumerate(self.modalities)}
+        some = noisy.sum(1)
+        return {"loss": ratio_score((errors * noisy).sum(1) / some.clip(1), (some > 0).astype(float)), **each}
 
     def per_clip(self) -> dict[str, np.ndarray]:
         rows = self.rows()
@@ -77,3 +81,9 @@ class CrossModalUse(WorldMetric):
     def compute(self) -> dict[str, Score]:
         rows = self.rows()
         return {"cross_modal_use": ratio_score(rows["alone"] - rows["model"], rows["alone"] - rows["best"])}
+
+
+def _noisy(levels: Tensor, valid: Tensor | None) -> Tensor:
+    """The clips that have a token which is neither given nor padding."""
+    tokens = levels > 0 if levels.ndim == 2 else (levels > 0).unsqueeze(-1)
+    return (tokens if valid is None else tokens & valid).any(-1)

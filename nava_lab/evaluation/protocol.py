@@ -20,7 +20,7 @@ from nava_lab.flow.objective import Network, Objective
 from nava_lab.flow.sampling import Clean, Sampler
 from nava_lab.registry import metrics
 from nava_lab.rng import generators
-from nava_lab.streams import Batch
+from nava_lab.streams import Batch, Stream
 from nava_lab.worlds.base import World
 
 Progress = Callable[[str, int, int], None]  # (what, done, of)
@@ -82,11 +82,16 @@ def sample(
     progress: Progress | None = None,
     purpose: str = "sample",
     given: Callable[[Batch], Mapping[str, Clean]] | None = None,
+    text: Callable[[Batch], Stream] | None = None,
 ) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
-    """Generated token values beside the true clips whose captions they were given; ``given`` says what else, batch by batch."""
+    """Generated token values beside the true clips whose captions they were given (where ``text`` says no other).
+
+    ``given`` says what else they are given, batch by batch.
+    """
     for batch in batches(world, split, count, batch_size, device):
         clean = given(batch) if given else None
-        made = sampler(network, batch.streams, batch.text, generators(purpose, seed, batch.index.tolist()), clean)
+        said = text(batch) if text else batch.text
+        made = sampler(network, batch.streams, said, generators(purpose, seed, batch.index.tolist()), clean)
         if progress:
             progress("sampling", int(batch.index[-1]) + 1, count)
         yield batch, made

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from nava_lab.flow.draws import Drawing
 from nava_lab.flow.guidance.algebra import Guidance
 from nava_lab.flow.sampling import Sampler
+from nava_lab.flow.schedules import UniformSchedule
 
 
 def check_guidance(guidance: Guidance, drawing: Drawing, captions: bool) -> None:
@@ -50,6 +52,17 @@ def check_use(drawing: Drawing, whole: Sequence[str] = (), first_step: Sequence[
             "this model was trained with one modality given in every sample, so it cannot generate without; "
             "give one (evaluation.given=..., or nava sample --given), or train with flow.modality_given below 1"
         )
+    if drawing.continuation >= 1 and not beginning:
+        raise ValueError(
+            "this model is trained with a given beginning in every sample, so it cannot generate without; "
+            "train with flow.continuation below 1"
+        )
+    for name, rate in drawing.first_step.items():
+        if rate >= 1 and name not in (*whole, *first_step) and not beginning:
+            raise ValueError(
+                f"this model is trained with the first step of {name} given in every sample, so it cannot generate without; "
+                f"train with flow.first_step.{name} below 1"
+            )
 
 
 def disagreements(sampler: Sampler, drawing: Drawing, modalities: Sequence[str]) -> list[str]:
@@ -61,10 +74,15 @@ def disagreements(sampler: Sampler, drawing: Drawing, modalities: Sequence[str])
         modalities: those that are generated.
     """
     lines, sampled = [], {name: sampler.shifts.get(name, sampler.shift) for name in modalities}
+    centre = drawing.levels.centre
+    trained = {name: drawing.shift(name) * centre for name in modalities}
     for name in modalities:
-        if sampled[name] != drawing.shift(name):
-            lines.append(f"{name} is sampled with shift {sampled[name]:g} and was trained with shift {drawing.shift(name):g}")
-    unequal = {round(sampled[name] / drawing.shift(name), 9) for name in modalities}
+        if not math.isclose(sampled[name], trained[name], rel_tol=1e-6):
+            own = "" if centre == 1 else f" ({drawing.shift(name):g} times the {centre:.3g} of its law's middle)"
+            lines.append(f"{name} is sampled with shift {sampled[name]:g} and was trained with shift {trained[name]:g}{own}")
+    if modalities and not isinstance(sampler.schedule, UniformSchedule):
+        lines.append(f"levels are sampled by schedule {sampler.schedule.name}, after which no law of training is made")
+    unequal = {round(sampled[name] / trained[name], 9) for name in modalities}
     if len(unequal) > 1 and drawing.coupling != "independent":
         lines.append(
             f"modalities are sampled at levels that do not go together in training (flow.coupling={drawing.coupling}; "

@@ -31,6 +31,8 @@ class Draws:
         drop_text: ``b``, samples that are shown no caption.
         cut: ``b``, samples in which attention between modalities is cut; None where that never happens.
         clean: ``b`` or ``b n`` per modality, what is given at level 0; only modalities where that may happen.
+        given: ``b`` per way of giving that may happen, the samples in which it does: ``modality_given``,
+            ``first_step_<modality>``, ``continuation``.
     """
 
     levels: Mapping[str, Tensor]
@@ -38,13 +40,14 @@ class Draws:
     drop_text: Tensor
     cut: Tensor | None
     clean: Mapping[str, Tensor] = field(default_factory=dict)
+    given: Mapping[str, Tensor] = field(default_factory=dict)
 
     def rates(self) -> dict[str, Tensor]:
-        """What was realised in this batch: share of samples without caption and cut apart, of tokens given per modality."""
+        """What was realised in this batch, as shares of its samples: one for each dropout that may happen."""
         found = {"text_dropped": self.drop_text.float().mean()}
         if self.cut is not None:
             found["modality_dropped"] = self.cut.float().mean()
-        return found | {f"given_{name}": clean.float().mean() for name, clean in self.clean.items()}
+        return found | {name: samples.float().mean() for name, samples in self.given.items()}
 
 
 def noise_like(streams: Mapping[str, Stream], generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
@@ -98,7 +101,8 @@ class Drawing:
 
     def plain(self) -> Drawing:
         """The same laws with every token noisy and every caption shown: what a comparable loss is measured by."""
-        return replace(self, text_dropout=0.0, first_step={}, continuation=0.0, modality_given=0.0)
+        coupling = "shared" if self.coupling == "one_clean" else self.coupling
+        return replace(self, coupling=coupling, text_dropout=0.0, first_step={}, continuation=0.0, modality_given=0.0)
 
     def shift(self, modality: str) -> float:
         """The shift that a modality's levels are drawn with."""
@@ -118,26 +122,39 @@ class Drawing:
                 made[key] = replace(self.levels, shift=self.shift(name))(numbers[:, column])
             levels[name] = made[key]
         cut = numbers[:, 1] < self.modality_dropout if self.modality_dropout > 0 else None
-        clean = self._clean(streams, _uniform(4 + len(streams), generators).to(device))
-        for name, given in clean.items():
-            level = levels[name] if given.ndim == 1 else levels[name].unsqueeze(-1)
-            levels[name] = torch.where(given, 0.0, level)
-        return Draws(levels, noise, numbers[:, 0] < self.text_dropout, cut, clean)
+        places = _uniform(4 + len(streams), generators).to(device)
+        given = self._given(streams, places)
+        clean = self._clean(streams, places, given)
+        for name, known in clean.items():
+            level = levels[name] if known.ndim == 1 else levels[name].unsqueeze(-1)
+            levels[name] = torch.where(known, 0.0, level)
+        return Draws(levels, noise, numbers[:, 0] < self.text_dropout, cut, clean, given)
 
-    def _clean(self, streams: Mapping[str, Stream], numbers: Tensor) -> dict[str, Tensor]:
-        """What is given, from columns: whether one modality, which, whether a beginning, until when; then each first step."""
+    def _given(self, streams: Mapping[str, Stream], numbers: Tensor) -> dict[str, Tensor]:
+        """The samples that are given something, from columns: one modality, (which,) a beginning, (until when,) first steps."""
         found: dict[str, Tensor] = {}
         if self.given_rate:
-            given = numbers[:, 0] < self.given_rate
-            which = (numbers[:, 1] * len(streams)).long()
-            found = {name: given & (which == i) for i, name in enumerate(streams)}
-        for i, (name, stream) in enumerate(streams.items()):
-            parts: list[Tensor] = []
+            found["modality_given"] = numbers[:, 0] < self.given_rate
+        for i, name in enumerate(streams):
             if self.first_step.get(name, 0):
-                parts.append(first_step(stream) & (numbers[:, 4 + i] < self.first_step[name]).unsqueeze(-1))
-            if self.continuation:
+                found[f"first_step_{name}"] = numbers[:, 4 + i] < self.first_step[name]
+        if self.continuation:
+            found["continuation"] = numbers[:, 2] < self.continuation
+        return found
+
+    def _clean(self, streams: Mapping[str, Stream], numbers: Tensor, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tokens that are given, in the samples that ``given`` says."""
+        found: dict[str, Tensor] = {}
+        if "modality_given" in given:
+            which = (numbers[:, 1] * len(streams)).long()
+            found = {name: given["modality_given"] & (which == i) for i, name in enumerate(streams)}
+        for name, stream in streams.items():
+            parts: list[Tensor] = []
+            if f"first_step_{name}" in given:
+                parts.append(first_step(stream) & given[f"first_step_{name}"].unsqueeze(-1))
+            if "continuation" in given:
                 begun = beginning(stream, streams, numbers[:, 3])
-                parts.append(begun & (numbers[:, 2] < self.continuation).unsqueeze(-1))
+                parts.append(begun & given["continuation"].unsqueeze(-1))
             for part in parts:
                 known = found.get(name)
                 found[name] = part if known is None else part | (known.unsqueeze(-1) if known.ndim == 1 else known)

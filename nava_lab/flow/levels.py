@@ -43,6 +43,11 @@ class LevelLaw:
     def __call__(self, uniform: Tensor) -> Tensor:
         return shifted(self.quantile(uniform), self.shift)
 
+    @property
+    def centre(self) -> float:
+        """The noise-to-signal ratio t / (1 - t) of the median level, before the shift: a shift that is the law's own."""
+        return 1.0
+
     def quantile(self, uniform: Tensor) -> Tensor:
         raise TypeError(f"{type(self).__name__} has no quantile function")
 
@@ -66,6 +71,10 @@ class LogitNormal(LevelLaw):
         super().__post_init__()
         if self.std <= 0:
             raise ValueError(f"flow.levels.std={self.std} must be positive")
+
+    @property
+    def centre(self) -> float:
+        return math.exp(self.mean)
 
     def quantile(self, uniform: Tensor) -> Tensor:
         normal = torch.special.ndtri(uniform.double().clamp(1e-9, 1 - 1e-9))

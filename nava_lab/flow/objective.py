@@ -5,9 +5,11 @@ Shape letters: b batch, n tokens, c channels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -40,6 +42,9 @@ class Objective:
     def __post_init__(self) -> None:
         if self.prediction not in PREDICTIONS:
             raise ValueError(f"flow.prediction={self.prediction} is not one of {', '.join(PREDICTIONS)}")
+        for name, weight in self.weights.items():
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"flow.weights.{name}={weight} must be at least 0 and finite")
 
     def plain(self) -> Objective:
         """The same without weights by level: what models trained by different weights are compared by."""
@@ -68,13 +73,37 @@ class Objective:
         free = ~(clean if clean.ndim == 2 else clean.unsqueeze(-1).expand(-1, len(stream)))
         return free if stream.valid is None else free & stream.valid
 
-    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum of the modalities' batch means, divided by the weights' sum."""
+    def counts(self, batch: Batch, draws: Draws) -> dict[str, Float[Tensor, ""]]:
+        """How many samples have tokens that count, per modality; left out where nothing is given or padded: all have."""
+        found = {}
+        for name, stream in batch.streams.items():
+            counted = self._counted(stream, draws.clean.get(name))
+            if counted is not None:
+                found[name] = counted.expand(len(batch), -1).any(-1).sum().to(stream.tokens.dtype)
+        return found
+
+    def means(self, losses: Mapping[str, Tensor], counts: Mapping[str, Tensor] | None = None) -> dict[str, Float[Tensor, ""]]:
+        """Each modality's mean over the samples that have noisy tokens, so that giving a modality does not lower its weight.
+
+        Args:
+            losses: per sample, 0 where a sample has no such tokens.
+            counts: how many have, where not all; over several processes the average of theirs, so that the processes' average
+                of the means is the mean over all samples. Where nobody has any, the mean is 0, and so is its gradient.
+        """
+        counts = counts or {}
+        return {
+            name: loss.sum() / torch.where(counts[name] > 0, counts[name], 1.0) if name in counts else loss.mean()
+            for name, loss in losses.items()
+        }
+
+    def total(self, losses: Mapping[str, Tensor], counts: Mapping[str, Tensor] | None = None) -> Float[Tensor, ""]:
+        """The weighted sum of the modalities' ``means``, divided by the weights' sum."""
         weights = {name: self.weights.get(name, 1.0) for name in losses}
         total = sum(weights.values())
         if total <= 0:
             raise ValueError(f"flow.weights leaves no loss for {', '.join(losses)}")
-        return sum((weights[name] / total) * loss.mean() for name, loss in losses.items())  # type: ignore[return-value]
+        means = self.means(losses, counts)
+        return sum((weights[name] / total) * mean for name, mean in means.items())  # type: ignore[return-value]
 
 
 def _over(error: Float[Tensor, "b n"], counted: Bool[Tensor, "b n"] | None) -> Float[Tensor, " b"]:

@@ -77,12 +77,16 @@ class Sampler:
             for name in modalities
         }
 
+    def walk(self, modalities: Sequence[str], clean: Sequence[str] = ()) -> Schedule:
+        """The rows that the solver walks: without the steps that guidance leaves out."""
+        return self.guidance.walked(self.rows(modalities, clean))
+
     def evaluations(self, modalities: Sequence[str], clean: Sequence[str] = ()) -> int:
         """Model evaluations that a clip costs, those of guidance included; counted by walking the schedule."""
         return sum(self.guidance.branches(levels) for levels in self._calls(modalities, clean))
 
     def _calls(self, modalities: Sequence[str], clean: Sequence[str]) -> list[dict[str, float]]:
-        asked = self.solver.calls(self.rows(modalities, clean))
+        asked = self.solver.calls(self.walk(modalities, clean))
         return [dict(levels) for levels in asked]
 
     @torch.no_grad()
@@ -124,7 +128,7 @@ class Sampler:
             call = Call(streams, _level_tensors(streams, levels, given), text, cut)
             return self.guidance(ask, call, Moment(state, levels, counted, memory))
 
-        ended = self.solver(x, self.rows(tuple(x), whole), velocity, generators)
+        ended = self.solver(x, self.walk(tuple(x), whole), velocity, generators)
         return {name: given[name].into(part) if name in given else part for name, part in ended.items()}
 
 

@@ -116,7 +116,7 @@ def _sampler(config: Config, cut: bool) -> Sampler:
         dict(scoring.shifts),
         guidance,
     )
-    sampler.rows(())  # a schedule that does not fit its steps says so before any work
+    sampler.walk(tuple(config.world.interface().modalities))  # a schedule that does not fit its steps says so before any work
     return sampler
 
 

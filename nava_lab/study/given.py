@@ -5,6 +5,7 @@ A file is either a ``tokens.safetensors`` that ``nava sample`` wrote, or, where 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,22 +32,26 @@ class Wish:
         files: a file per modality that is given whole.
         first_steps: a file per modality whose first step in time is given.
         beginning: a file whose end the new clips continue; empty for none.
-        seconds: how much of its end stands at the beginning of the new clips.
+        seconds: how much of its end stands at the beginning of the new clips; about half a second where None.
         true: a modality that is taken from the world's own clips; empty for none.
         split: the clips whose captions (and ``true`` modality) are taken.
+        prompt: a caption for all, in place of theirs; empty for none.
+        captions: take theirs although a file is given, of which they say nothing.
     """
 
     files: Mapping[str, Path]
     first_steps: Mapping[str, Path]
     beginning: Path | None = None
-    seconds: float = 0.5
+    seconds: float | None = None
     true: str = ""
     split: str = "test"
+    prompt: str = ""
+    captions: bool = False
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
             raise ValueError(f"--from {self.split} is not one of {', '.join(SPLITS)}")
-        if self.beginning is not None and not self.seconds > 0:
+        if self.seconds is not None and not self.seconds > 0:
             raise ValueError(f"--seconds {self.seconds:g} must be positive")
 
         twice = [name for name in self.whole if self.whole.count(name) > 1 or name in self.first_steps]
@@ -57,6 +62,11 @@ class Wish:
     def whole(self) -> list[str]:
         """Modalities that are given in full."""
         return [*self.files, *([self.true] if self.true else [])]
+
+    @property
+    def own(self) -> bool:
+        """Whether a file is given, which the captions of the world's clips do not describe."""
+        return bool(self.files or self.first_steps or self.beginning)
 
 
 Giver = Callable[[Batch], dict[str, Clean]]
@@ -76,14 +86,18 @@ def giver(wish: Wish, world: World) -> Giver:
 
     def give(batch: Batch) -> dict[str, Clean]:
         found: dict[str, Clean] = {}
+        begun: Mapping[str, Clean] = {}
+        if beginning:
+            ends = {name: _rows(beginning[name], batch.index.cpu(), stream) for name, stream in batch.streams.items()}
+            begun = _continued(ends, batch.streams, wish.seconds)
         for name, stream in batch.streams.items():
             places = batch.index.cpu()
             if name == wish.true:
                 found[name] = Clean(stream.tokens)
             elif name in files:
                 found[name] = Clean(_rows(files[name], places, stream))
-            elif beginning:
-                found[name] = _continued(_rows(beginning[name], places, stream), stream, wish.seconds)
+            elif name in begun:
+                found[name] = begun[name]
             if name in firsts:
                 keep = first_step(stream).expand(len(batch), -1)
                 first = _rows(firsts[name], places, stream)
@@ -100,19 +114,55 @@ def _rows(tokens: Tensor, places: Tensor, stream: Stream) -> Tensor:
     return tokens[places % len(tokens)].to(stream.tokens)
 
 
-def _continued(tokens: Tensor, stream: Stream, seconds: float) -> Clean:
-    """The last ``seconds`` of the tokens at the beginning of a clip."""
-    times = stream.positions[..., 0]
-    steps = torch.unique(times[0])
-    hop = float(steps[1] - steps[0]) if len(steps) > 1 else float("inf")
-    kept = round(seconds / hop)
-    if not 0 < kept < len(steps):
+@dataclass(frozen=True)
+class _Clock:
+    """A modality's steps in time: how many, how long each, and how many tokens."""
+
+    steps: int
+    hop: float
+    each: int
+
+    @classmethod
+    def of(cls, stream: Stream) -> _Clock:
+        times = torch.unique(stream.positions[0, :, 0].double())
+        hop = float(times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else math.inf
+        return cls(len(times), hop, stream.positions.shape[1] // len(times))
+
+    def index(self, seconds: float) -> int | None:
+        """The step that begins at a moment; None where none does. Positions are float32, hence the tolerance."""
+        place = seconds / self.hop
+        return round(place) if abs(place - round(place)) < 1e-3 else None
+
+
+def _continued(tokens: Mapping[str, Tensor], streams: Mapping[str, Stream], seconds: float | None) -> dict[str, Clean]:
+    """The last ``seconds`` of a clip's tokens at the beginning of new ones; about half a second where None.
+
+    All modalities are cut at one moment, where each begins a step: rounded for itself, sound would move against the picture.
+    """
+    clocks = {name: _Clock.of(stream) for name, stream in streams.items()}
+    ends = [clock.steps * clock.hop for clock in clocks.values()]
+    longest = max(clocks.values(), key=lambda clock: clock.hop)
+    moments = [k * longest.hop for k in range(1, longest.steps + 1)] if longest.steps > 1 else []
+    common = [moment for moment in moments if all(clock.index(moment) is not None for clock in clocks.values())]
+    valid = [moment for moment in common if all(moment < end - 1e-3 * longest.hop for end in ends)]
+    if not valid:
+        hops = ", ".join(f"{name} {clock.hop:g} s" for name, clock in clocks.items())
+        raise ValueError(f"--continue: no moment within a clip begins a step of every modality ({hops})")
+    kept = min(valid, key=lambda moment: abs(moment - (0.5 if seconds is None else seconds)))
+    if seconds is not None and abs(kept - seconds) > 1e-2 * longest.hop:
+        nearest = sorted(sorted(valid, key=lambda moment: abs(moment - seconds))[:2])
         raise ValueError(
-            f"--seconds {seconds:g} must leave something to generate: between {hop:g} and {hop * (len(steps) - 1):g} s"
+            f"--seconds {seconds:g} must be whole steps of every modality and leave something to generate: "
+            f"{' or '.join(f'{moment:g}' for moment in nearest)}, say (from {valid[0]:g} to {valid[-1]:g})"
         )
-    each = tokens.shape[1] // len(steps)
-    moved = torch.roll(tokens, kept * each, 1)
-    return Clean(moved, (times < steps[kept]).expand(len(tokens), -1))
+    end = max(moment for moment in common if all(moment < end + 1e-3 * longest.hop for end in ends))
+    found = {}
+    for name, clock in clocks.items():
+        count, start = round(kept / clock.hop), round((end - kept) / clock.hop)
+        times = streams[name].positions[..., 0]
+        moved = torch.roll(tokens[name], -start * clock.each, 1)
+        found[name] = Clean(moved, (times < torch.unique(times[0])[count]).expand(len(moved), -1))
+    return found
 
 
 def _tokens(world: World, path: Path, names: Sequence[str], still: bool = False, last: bool = False) -> dict[str, Tensor]:

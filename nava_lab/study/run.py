@@ -243,6 +243,8 @@ def score(
     ``into`` is where they go if not into the run's own folder: a scoring by other settings, which ``compare`` takes like a run.
     """
     built = built or parts(config)
+    for line in scoring_record(config, built).get("unlike_training", ()) if into is not None else ():
+        tell(f"warning: {line}")
     model, steps, seconds = load_model(folder, config, tell, built)
     device = device_of(config)
     model = model.to(device)

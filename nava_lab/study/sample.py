@@ -12,9 +12,12 @@ from nava_lab.config import Config
 from nava_lab.evaluation.previews import write_previews
 from nava_lab.evaluation.protocol import sample
 from nava_lab.flow.agreement import check_use, disagreements
+from nava_lab.flow.draws import Drawing
+from nava_lab.streams import Batch, Stream
 from nava_lab.study.build import parts
 from nava_lab.study.given import Wish, giver
 from nava_lab.study.run import device_of, load_model
+from nava_lab.worlds.base import World
 
 
 def sample_run(
@@ -49,6 +52,7 @@ def sample_run(
     wish = wish or Wish({}, {}, true=config.evaluation.given)
     config.world.prepare()
     built = parts(config)
+    said = caption_of(wish, config.world, built.drawing, tell)
     check_use(built.drawing, wish.whole, list(wish.first_steps), wish.beginning is not None)
     give = giver(wish, config.world)
     modalities = tuple(config.world.interface().modalities)
@@ -59,17 +63,48 @@ def sample_run(
     device = device_of(config)
     chosen = config.seed if seed is None else seed
     made: dict[str, list[torch.Tensor]] = {}
-    for _, streams in sample(
-        model.to(device), config.world, sampler, chosen, count, size, wish.split, device, purpose="new clips", given=give
-    ):
+    arguments = (model.to(device), config.world, sampler, chosen, count, size, wish.split, device)
+    text = None if said is None else (lambda batch: _all_say(said, config.world, batch))
+    for _, streams in sample(*arguments, purpose="new clips", given=give, text=text):
         for name, part in streams.items():
             made.setdefault(name, []).append(part.cpu())
     tell(f"{count} clips at {sampler.evaluations(modalities, wish.whole)} model evaluations each")
     whole = {name: torch.cat(rows) for name, rows in made.items()}
     caption = getattr(config.world, "captions", None)
-    captions = caption(wish.split, torch.arange(count)) if caption else [""] * count
+    captions = caption(wish.split, torch.arange(count)) if caption and said is None else [said or ""] * count
     shown = count if previews is None else min(previews, count)
     out.mkdir(parents=True, exist_ok=True)
     save_file({name: part.contiguous() for name, part in whole.items()}, out / "tokens.safetensors")
     names = write_previews(out, config.world, whole, captions, shown)
     return [out / f"{name}.mp4" for name in names] or [out / "tokens.safetensors"]
+
+
+def caption_of(wish: Wish, world: World, drawing: Drawing, tell: Callable[[str], None]) -> str | None:
+    """What all new clips are told, "" for no caption; None for the captions of the world's clips.
+
+    Raises:
+        ValueError: the prompt's words are not the world's, or captions were never trained.
+    """
+    tokenizer = getattr(world, "tokenizer", None)
+    if wish.prompt:
+        if tokenizer is None:
+            raise ValueError(f"--prompt {wish.prompt}: world {world.name} has no words; leave --prompt out")
+        if drawing.text_dropout >= 1:
+            raise ValueError("--prompt: captions were never trained; train with flow.text_dropout below 1")
+        tokenizer([wish.prompt])
+        return wish.prompt
+    if tokenizer is None or not wish.own or wish.captions:
+        return None
+    if drawing.text_dropout:
+        tell(f"no caption is given; --prompt TEXT gives one, --from {wish.split} those of the world's clips")
+        return ""
+    tell(
+        f"captions are those of the world's {wish.split} clips, not of your file (flow.text_dropout=0 trained none without); "
+        "--prompt TEXT gives another"
+    )
+    return None
+
+
+def _all_say(caption: str, world: World, batch: Batch) -> Stream:
+    rows: Stream = world.tokenizer([caption] * len(batch))  # type: ignore[attr-defined]
+    return rows.to(batch.text.tokens.device)

@@ -37,27 +37,30 @@ class GenerativeModule(pl.LightningModule):
         self.training_config = training
         self.seed = seed
 
-    def losses(self, batch: Batch, purpose: str, drawing: Drawing) -> tuple[Mapping[str, Tensor], Draws]:
+    def losses(self, batch: Batch, purpose: str, drawing: Drawing) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor], Draws]:
+        """Losses per sample, how many samples of each modality have some (the processes' average), and the draws."""
         draws = drawing(batch.streams, generators(purpose, self.seed, batch.index.tolist()))
-        return self.objective.per_sample(self.network, batch, draws), draws
+        losses, counts = self.objective.per_sample(self.network, batch, draws), self.objective.counts(batch, draws)
+        return losses, {name: self.trainer.strategy.reduce(count, reduce_op="mean") for name, count in counts.items()}, draws
 
     def training_step(self, batch: Batch, step: int) -> Tensor:
-        losses, draws = self.losses(batch, "train", self.drawing)
-        loss = self.objective.total(losses)
+        losses, counts, draws = self.losses(batch, "train", self.drawing)
+        loss = self.objective.total(losses, counts)
         if not bool(torch.isfinite(loss)):
             raise FloatingPointError(
                 f"the loss is {float(loss)} at step {self.global_step}; the last checkpoint is whole: lower training.lr"
             )
-        parts = {f"train/loss_{name}": value.detach().mean() for name, value in losses.items()}
+        means = self.objective.means(losses, counts)
+        parts = {f"train/loss_{name}": mean.detach() for name, mean in means.items() if name not in counts or counts[name] > 0}
         parts |= {f"train/rate_{name}": rate for name, rate in draws.rates().items()}
         self.log_dict({"train/loss": loss.detach(), **parts}, sync_dist=True, batch_size=len(batch))
         self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=len(batch))
         return loss
 
     def validation_step(self, batch: Batch, step: int) -> None:
-        losses, _ = self.losses(batch, "validation", replace(self.drawing, text_dropout=0.0))
-        values = {f"validation/loss_{name}": value.mean() for name, value in losses.items()}
-        values["validation/loss"] = self.objective.total(losses)
+        losses, counts, _ = self.losses(batch, "validation", replace(self.drawing, text_dropout=0.0))
+        values = {f"validation/loss_{name}": mean for name, mean in self.objective.means(losses, counts).items()}
+        values["validation/loss"] = self.objective.total(losses, counts)
         self.log_dict(values, sync_dist=True, batch_size=len(batch))
 
     def configure_optimizers(self) -> Any:

@@ -149,11 +149,15 @@ def test_multirun_runs_every_value(tmp_path):
 
 
 def test_two_processes_train_what_one_does(tmp_path):
-    """The same clips in the same steps, the gradients summed in another order; one log, one record, one set of previews."""
+    """The same clips in the same steps, the gradients summed in another order; one log, one record, one set of previews.
+
+    Some samples are given a modality, unequally many in the two shares of a batch.
+    """
     both = {}
     for folder, machine in (("one", []), ("two", ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"])):
         (tmp_path / folder).mkdir()
-        command = [sys.executable, "-m", "nava_lab", "train", "variant=unified", "training.steps=12", *SMALL, *machine]
+        command = [sys.executable, "-m", "nava_lab", "train", "variant=unified", "training.steps=12"]
+        command += ["flow.modality_given=0.7", *SMALL, *machine]
         env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, cwd=tmp_path / folder, capture_output=True, text=True, env=env, timeout=400)
         assert done.returncode == 0, done.stderr

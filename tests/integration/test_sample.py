@@ -1,6 +1,7 @@
 """Sampling from a run: any batch size, guidance, every use from its own input, and mistakes in one line."""
 
 import json
+from pathlib import Path
 
 import av
 import numpy as np
@@ -9,8 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nava_lab.cli import main
+from nava_lab.flow.draws import Drawing
+from nava_lab.flow.sampling import Sampler
 from nava_lab.media.write import write_mp4
 from nava_lab.registry import worlds
+from nava_lab.streams import Stream, time_positions
+from nava_lab.study.given import Wish, _continued
+from nava_lab.study.sample import caption_of
 
 SMALL = ["budget.parameters=300_000", "training.batch_size=8", "training.validation_clips=16", "training.steps=12",
          "evaluation.clips=8", "evaluation.steps=2", "evaluation.loss_clips=8", "evaluation.previews=1", "output.progress=false",
@@ -70,7 +76,8 @@ def test_batches_of_1_and_64_give_the_same_clips(run, tmp_path, more):
 def test_the_log_holds_the_realised_rates(run):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     rates = {key for line in lines for key in line if key.startswith("train/rate_")}
-    assert rates == {f"train/rate_{name}" for name in ("text_dropped", "modality_dropped", "given_video", "given_audio")}
+    named = ("text_dropped", "modality_dropped", "modality_given", "first_step_video", "continuation")
+    assert rates == {f"train/rate_{name}" for name in named}
     assert all(0 <= line[key] <= 1 for line in lines for key in rates & set(line))
 
 
@@ -120,9 +127,54 @@ def test_every_use_keeps_what_it_is_given_to_the_bit(run, tmp_path):
     assert not torch.allclose(more["audio"][:, 10:], source["audio"][:, 10:])
 
 
+def clip_in_ms(rates, seconds=2.0):
+    """Streams whose one value is each step's own beginning in ms, with those tokens."""
+    streams = {}
+    for name, rate in rates.items():
+        count = round(seconds * rate)
+        tokens = (torch.arange(count) * 1000 / rate).view(1, count, 1)
+        streams[name] = Stream(tokens, time_positions(count, 1 / rate))
+    return streams, {name: stream.tokens for name, stream in streams.items()}
+
+
+@pytest.mark.parametrize("rates", [{"video": 12.5, "audio": 8.0}, {"video": 12.5, "audio": 50.0}, {"video": 8.0, "audio": 12.5}])
+@pytest.mark.parametrize("seconds", [None, 0.5, 0.96, 1.5])
+def test_a_continuation_cuts_sound_and_picture_at_one_moment(rates, seconds):
+    streams, tokens = clip_in_ms(rates)
+    common = 2.0 if 8.0 in rates.values() else 0.08  # 2 s hold 16 steps of 8 Hz and 25 of 12.5 Hz
+    if common == 2.0:
+        with pytest.raises(ValueError, match=r"--continue: no moment within a clip begins a step of every modality"):
+            _continued(tokens, streams, seconds)
+        streams, tokens = clip_in_ms(rates, 6.0)
+        seconds = None if seconds is None else 4.0
+    elif seconds in (0.5, 1.5):
+        with pytest.raises(ValueError, match="0.48 or 0.56, say" if seconds == 0.5 else "1.44 or 1.52, say"):
+            _continued(tokens, streams, seconds)
+        return
+    found = _continued(tokens, streams, seconds)
+    begins = {name: float(clean.tokens[0, 0, 0]) for name, clean in found.items()}
+    lasts = {name: float(clean.keep[0].sum()) / rates[name] for name, clean in found.items()}
+    assert begins["video"] == pytest.approx(begins["audio"], abs=1e-2)
+    assert lasts["video"] == pytest.approx(lasts["audio"])
+    assert seconds is None or lasts["video"] == pytest.approx(seconds)
+
+
+def test_a_continuation_of_modalities_that_end_apart_is_cut_at_one_moment():
+    """The sound is a step longer than the picture: its last step is left out."""
+    streams, _ = clip_in_ms({"video": 10.0}, 1.0)
+    longer, _ = clip_in_ms({"audio": 20.0}, 1.05)
+    streams |= longer
+    found = _continued({name: stream.tokens for name, stream in streams.items()}, streams, 0.3)
+    assert {name: float(clean.tokens[0, 0, 0]) for name, clean in found.items()} == {"video": 700.0, "audio": 700.0}
+    assert [int(clean.keep.sum()) for clean in found.values()] == [3, 6]
+
+
 def test_scoring_with_a_modality_given(run, capsys):
-    nava("score", run, "evaluation.given=audio")
-    assert "sync_auc" in capsys.readouterr().out
+    nava("score", run, "evaluation.given=audio", "evaluation.shift=2", "evaluation/schedule=karras")
+    said = capsys.readouterr()
+    assert "sync_auc" in said.out
+    assert "warning: video is sampled with shift 2 and was trained with shift 1" in said.err
+    assert "warning: levels are sampled by schedule karras" in said.err
 
 
 @pytest.mark.parametrize("use", [["--audio"], ["--first-frame"], ["--continue"]])
@@ -138,6 +190,7 @@ def test_mistakes_end_in_one_line(run, tmp_path, capsys):
     (tmp_path / "broken.safetensors").write_bytes(b"nothing")
     save_file({"audio": torch.zeros(1, 3, 4)}, tmp_path / "other.safetensors")
     save_file({"audio": torch.full((1, 25, 64), float("nan"))}, tmp_path / "nan.safetensors")
+    save_file({"audio": torch.zeros(1, 25, 64), "video": torch.zeros(1, 25, 768)}, tmp_path / "whole.safetensors")
     (tmp_path / "film.mp4").write_bytes(b"nothing")
     for arguments, expected in (
         (["--audio", tmp_path / "missing.safetensors"], "does not exist"),
@@ -150,6 +203,8 @@ def test_mistakes_end_in_one_line(run, tmp_path, capsys):
         (["--given", "audio", "--audio", tmp_path / "other.safetensors"], "audio is given twice"),
         (["--given", "audio", "--from", "tset"], "--from tset"),
         (["--seconds", "1"], "--continue FILE"),
+        (["--continue", tmp_path / "whole.safetensors", "--seconds", "0.5"], "0.48 or 0.56, say (from 0.08 to 1.92)"),
+        (["--continue", tmp_path / "whole.safetensors", "--seconds", "-1"], "must be positive"),
         (["--count", "0"], "--count=0"),
         (["--batch-size", "0"], "--batch-size=0"),
         (["--count", "two"], "is no number"),
@@ -203,3 +258,59 @@ def _keep(source, target, kind):
             frame.pts = None
             new.mux(out.encode(frame))
         new.mux(out.encode(None))
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """The captions and given modalities of every sampling."""
+    seen = []
+    real = Sampler.__call__
+
+    def watched(self, network, template, text, generators, given=None):
+        words = worlds.get("pulse")().tokenizer.words
+        seen.append(([" ".join(words[i] for i in row if i) for row in text.tokens.tolist()], sorted(given or {})))
+        return real(self, network, template, text, generators, given)
+
+    monkeypatch.setattr(Sampler, "__call__", watched)
+    return seen
+
+
+def test_a_prompt_is_told_and_beside_a_file_nothing_else_is(run, tmp_path, capsys, told):
+    file, world = tmp_path / "tokens.safetensors", worlds.get("pulse")()
+    true = world.captions("test", torch.arange(2))
+    sampled(run, tmp_path, "--count", 2)
+    assert told.pop() == (true, [])
+    sampled(run, tmp_path, "--count", 2, "--prompt", "red disc")
+    assert told.pop() == (["red disc"] * 2, [])
+    capsys.readouterr()
+    sampled(run, tmp_path / "out", "--count", 2, "--video", file)
+    assert told.pop() == (["<null>"] * 2, ["video"])
+    assert "no caption is given" in capsys.readouterr().err
+    for more, captions in (
+        (["--prompt", "red disc"], ["red disc"] * 2),
+        (["--from", "train"], world.captions("train", torch.arange(2))),
+    ):
+        sampled(run, tmp_path / "out", "--count", 2, "--video", file, *more)
+        assert told.pop() == (captions, ["video"])
+    assert "no word 'purple'" in complaint(capsys, "sample", run, "--prompt", "purple disc")
+
+
+def test_what_nobody_was_trained_to_be_told_is_said_or_refused(capsys):
+    told, pulse, silent = [], worlds.get("pulse")(), worlds.get("gaussian")()
+    with_file = Wish({"video": Path("film.mp4")}, {})
+    assert caption_of(with_file, pulse, Drawing(text_dropout=0.0), told.append) is None
+    assert "captions are those of the world's test clips, not of your file" in told.pop()
+    assert caption_of(with_file, pulse, Drawing(text_dropout=0.1), told.append) == ""
+    assert caption_of(with_file, silent, Drawing(), told.append) is None
+    with pytest.raises(ValueError, match="world gaussian has no words"):
+        caption_of(Wish({}, {}, prompt="red disc"), silent, Drawing(), told.append)
+    with pytest.raises(ValueError, match=r"captions were never trained; train with flow\.text_dropout below 1"):
+        caption_of(Wish({}, {}, prompt="red disc"), pulse, Drawing(text_dropout=1.0), told.append)
+
+
+def test_what_the_run_s_config_gives_is_given(run, tmp_path, told):
+    truth = worlds.get("pulse")().batch("test", torch.arange(2)).streams
+    found = sampled(run, tmp_path, "--count", 2, "evaluation.given=audio")
+    assert torch.equal(found["audio"], truth["audio"].tokens)
+    sampled(run, tmp_path / "out", "--count", 2, "evaluation.given=audio", "--video", tmp_path / "tokens.safetensors")
+    assert [given for _, given in told] == [["audio"], ["video"]]

@@ -97,8 +97,29 @@ def test_dropout_rates_are_exact_at_batch_size_one_and_whatever_the_split():
         assert share.drop_text[place] == alone[index].drop_text[0]
         assert share.cut[place] == alone[index].cut[0]
         assert all(torch.equal(share.clean[name][place], alone[index].clean[name][0]) for name in streams)
-    assert share.rates().keys() == {"text_dropped", "modality_dropped", "given_video", "given_audio"}
-    assert float(share.rates()["text_dropped"]) == pytest.approx(sum(bool(draw.drop_text[0]) for draw in alone[1::2]) / len(rank))
+    mine = alone[1::2]
+    realised = {name: sum(float(draw.rates()[name]) for draw in mine) / len(rank) for name in share.rates()}
+    assert {name: float(rate) for name, rate in share.rates().items()} == pytest.approx(realised, abs=1e-6)
+    wanted = {"text_dropped": 0.3, "modality_dropped": 0.2, "modality_given": 0.4, "first_step_video": 0.25, "continuation": 0.35}
+    assert realised == pytest.approx(wanted, abs=0.05)
+
+
+@pytest.mark.parametrize("count", [1, 9])
+@given(seed=seeds)
+def test_logged_rates_are_those_of_the_samples_that_are_given_something(count, seed):
+    """Each way of giving alone, told from the clean tokens; beginnings may be too short to hold a token."""
+    streams = worlds.get("gaussian")(duration_s=0.4).batch("train", torch.arange(count)).streams
+    for drawing, name in (
+        (Drawing(modality_given=0.5), "modality_given"),
+        (Drawing(coupling="one_clean"), "modality_given"),
+        (Drawing(first_step={"video": 0.5}), "first_step_video"),
+    ):
+        draws = drawing(streams, generators("t", seed, range(count)))
+        touched = torch.stack([clean.view(count, -1).any(1) for clean in draws.clean.values()]).any(0)
+        rates = {key: float(rate) for key, rate in draws.rates().items()}
+        assert rates == {"text_dropped": float(draws.drop_text.float().mean()), name: float(touched.float().mean())}
+    draws = Drawing(continuation=0.5)(streams, generators("t", seed, range(count)))
+    assert not (draws.clean["video"].any(1) & ~draws.given["continuation"]).any()
 
 
 @pytest.mark.parametrize("coupling", ["shared", "one_clean"])
@@ -193,3 +214,57 @@ def test_uniform_numbers_are_uniform_and_independent_of_the_batch():
     assert (histogram - 1).abs().max() < 0.05
     correlation = torch.corrcoef(torch.cat((numbers[:-1].T, numbers[1:].T)))
     assert (correlation - torch.eye(8)).abs().max() < 0.03
+
+
+def wrong_by(amounts, streams, draws):
+    """A network whose squared velocity error is ``amounts`` (one per sample) in every modality."""
+    right = {name: draws.noise[name] - stream.tokens for name, stream in streams.items()}
+    root = amounts.sqrt().view(-1, 1, 1)
+    return lambda *_: {name: part + root for name, part in right.items()}
+
+
+@pytest.mark.parametrize("drawing", [Drawing(coupling="one_clean"), Drawing(modality_given=0.6)], ids=["one_clean", "given"])
+@given(seed=seeds, size=st.integers(1, 6))
+def test_the_loss_is_the_mean_over_samples_with_noisy_tokens_whatever_is_given(drawing, seed, size):
+    """A modality that is given in some samples keeps its weight; the mean is over one batch or over two processes' shares."""
+    batch = worlds.get("gaussian")(duration_s=0.16).batch("train", torch.arange(size))
+    draws, amounts = drawing(batch.streams, generators("t", seed, range(size))), torch.arange(1.0, size + 1)
+    objective = Objective("velocity")
+    losses = objective.per_sample(wrong_by(amounts, batch.streams, draws), batch, draws)
+    counts, means = objective.counts(batch, draws), objective.means(losses, objective.counts(batch, draws))
+    for name, mean in means.items():
+        noisy = ~draws.clean[name]
+        assert float(counts[name]) == int(noisy.sum())
+        torch.testing.assert_close(mean, amounts[noisy].mean() if noisy.any() else torch.zeros(()), atol=1e-4, rtol=1e-4)
+        average = {name: counts[name] / 2}  # of two processes, each with a share of the samples
+        shares = [objective.means({name: part}, average)[name] for part in (losses[name][:1], losses[name][1:])]
+        torch.testing.assert_close(sum(shares) / 2, mean)
+    torch.testing.assert_close(objective.total(losses, counts), sum(means.values()) / 2)
+
+
+def test_a_batch_in_which_nothing_is_noisy_has_no_loss_and_no_gradient():
+    batch = worlds.get("gaussian")(duration_s=0.16).batch("train", torch.arange(3))
+    draws = Drawing(modality_given=1.0)(batch.streams, generators("t", 0, range(3)))
+    everything = torch.ones(3, dtype=torch.bool)
+    draws = replace(draws, clean=dict.fromkeys(batch.streams, everything), levels=dict.fromkeys(batch.streams, torch.zeros(3)))
+    weight, objective = torch.ones((), requires_grad=True), Objective()
+    losses = objective.per_sample(lambda x, *_: {n: weight * s.tokens + weight for n, s in x.items()}, batch, draws)
+    loss = objective.total(losses, objective.counts(batch, draws))
+    loss.backward()
+    assert float(loss) == 0
+    assert float(weight.grad) == 0
+
+
+@pytest.mark.parametrize("drawing", [Drawing(coupling="one_clean"), EVERYTHING, Drawing(coupling="independent")])
+def test_a_comparable_loss_has_every_token_noisy(drawing):
+    streams = worlds.get("gaussian")(duration_s=0.16).batch("test", torch.arange(64)).streams
+    draws = drawing.plain()(streams, generators("t", 0, range(64)))
+    assert not draws.clean
+    assert all((level > 0).all() for level in draws.levels.values())
+    assert not draws.drop_text.any()
+
+
+def test_a_negative_loss_weight_is_refused():
+    for wrong in (-0.5, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"flow\.weights\.audio=.* must be at least 0"):
+            Objective(weights={"audio": wrong})

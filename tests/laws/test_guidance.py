@@ -1,6 +1,7 @@
 """Laws of guidance, for whatever terms and modifiers are registered. A new one is one file with an ``example``; these tests find it."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -9,14 +10,15 @@ from hypothesis import strategies as st
 
 from nava_lab.conditioning.text import WordTokenizer
 from nava_lab.flow.agreement import check_guidance, check_use, disagreements
-from nava_lab.flow.draws import Drawing
+from nava_lab.flow.draws import Drawing, noise_like
 from nava_lab.flow.guidance.algebra import Guidance
 from nava_lab.flow.guidance.base import Call, Moment, Term
+from nava_lab.flow.levels import LogitNormal, shifted
 from nava_lab.flow.sampling import Clean, Sampler
-from nava_lab.registry import guidance, solvers
+from nava_lab.registry import guidance, level_laws, schedules, solvers
 from nava_lab.rng import generators
 from nava_lab.streams import Stream, time_positions
-from tests.laws.flows import tensors
+from tests.laws.flows import every_solver, tensors
 
 seeds = st.integers(0, 2**31)
 WORDS = WordTokenizer(["red", "blue", "disc"], 2)
@@ -190,7 +192,9 @@ class TestEveryModifier:
                 at = dataclasses.replace(moment, levels=levels, memory=memory)
                 found.append(guide(ask, call, at)["video"])
                 plain.append(algebra(example("text"))(ask, call, at)["video"])
-            assert any(not torch.allclose(a, b) for a, b in zip(found, plain, strict=True)), setting.name
+            moved = Sampler(steps=50, guidance=guide).walk(("video",))["video"]
+            acts = any(not torch.allclose(a, b) for a, b in zip(found, plain, strict=True))
+            assert acts or not torch.equal(moved, Sampler(steps=50).rows(("video",))["video"]), setting.name
 
     def test_without_a_term_it_is_refused(self, name):
         with pytest.raises(ValueError, match=rf"guidance\.{name} changes guidance, and no term is on"):
@@ -319,6 +323,57 @@ def test_the_sampler_counts_evaluations_with_guidance_and_clips_do_not_depend_on
             torch.testing.assert_close(alone[key][0], whole[key][index], atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize("solver", [solver for _, solver, _ in every_solver()], ids=[label for label, _, _ in every_solver()])
+class TestStillSteps:
+    """CFG-Zero*'s zero-init: steps that begin above a level are left out, whatever the solver does within a step."""
+
+    PARTS = (example("text"), guidance.get("cfg_zero")(still_above=0.7))
+
+    def sampler(self, solver, scale, steps=8):
+        parts = (example("text", scale=scale), *self.PARTS[1:])
+        return Sampler(solver=solver, steps=steps, prediction="velocity", guidance=algebra(*parts))
+
+    def test_tokens_start_unchanged_from_the_first_level_at_or_below(self, solver):
+        """Equal to the bit to the solver started there, guided, on the noise that the sampler draws first."""
+        call, _ = situation()
+        sampler = self.sampler(solver, 3.0)
+        found = sampler(network, call.streams, call.text, generators("s", 0, range(3)))
+        draws = generators("s", 0, range(3))
+        x = noise_like(call.streams, draws)
+
+        def velocity(state, levels):
+            at = {name: torch.full((3,), level, dtype=torch.float64) for name, level in levels.items()}
+            streams = {name: call.streams[name].with_tokens(part) for name, part in state.items()}
+            asked = Call(streams, at, call.text, None)
+            return algebra(example("text", scale=3.0))(ask, asked, Moment(state, levels, {}))
+
+        short = torch.linspace(1, 0, 9, dtype=torch.float64)[3:]  # from 0.625
+        expected = solver(x, dict.fromkeys(x, short), velocity, draws)
+        assert all(torch.equal(found[name], expected[name]) for name in x)
+        assert sampler.evaluations(("video", "audio")) == 2 * solver.evaluations({"x": short})
+
+    def test_a_modality_whose_scale_is_1_moves_as_ever(self, solver):
+        """Its noise is its own, so stochastic solvers are tried without."""
+        call, _ = situation()
+        apart = solver.deterministic()
+
+        def uncoupled(streams, levels, text, cut):
+            return network(streams, levels, text, torch.ones(len(text.tokens), dtype=torch.bool))
+
+        found = self.sampler(apart, {"audio": 3.0})(uncoupled, call.streams, call.text, generators("s", 0, range(3)))
+        plain = Sampler(solver=apart, steps=8, prediction="velocity")
+        expected = plain(uncoupled, call.streams, call.text, generators("s", 0, range(3)))
+        assert torch.equal(found["video"], expected["video"])
+        assert not torch.allclose(found["audio"], expected["audio"])
+
+
+def test_stillness_that_leaves_no_step_is_refused():
+    sampler = Sampler(steps=4, guidance=algebra(example("text"), guidance.get("cfg_zero")(still_above=0.2)))
+    with pytest.raises(ValueError, match=r"cfg_zero leaves no step of video: set still_above to at least 0\.25"):
+        sampler.evaluations(("video", "audio"))
+    assert sampler.evaluations(("video", "audio"), ["video", "audio"]) == 0
+
+
 def test_a_given_modality_costs_no_branch_of_its_own():
     call, _ = situation()
     sampler = Sampler(steps=4, prediction="velocity", guidance=algebra(example("text", scale={"audio": 3.0})))
@@ -361,3 +416,30 @@ def test_laws_of_sampling_that_training_did_not_have_are_told():
     assert "do not go together" in told[1]
     assert len(disagreements(Sampler(shifts={"audio": 3.0}), Drawing(coupling="independent"), both)) == 1
     assert disagreements(Sampler(shifts={"audio": 3.0}), Drawing(), ["video"]) == []
+
+
+def test_a_law_s_own_middle_is_a_shift_and_other_schedules_are_told():
+    """A logit-normal of mean m is one of mean 0 shifted by e^m."""
+    noisy, both = Drawing(levels=LogitNormal(mean=math.log(3.0))), ("video", "audio")
+    u = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
+    torch.testing.assert_close(noisy.levels(u), shifted(LogitNormal()(u), noisy.levels.centre))
+    assert disagreements(Sampler(shift=3.0), noisy, both) == []
+    told = disagreements(Sampler(), noisy, both)
+    assert told[0] == "video is sampled with shift 1 and was trained with shift 3 (1 times the 3 of its law's middle)"
+    for name in schedules:
+        found = disagreements(Sampler(schedule=schedules.get(name)()), Drawing(), both)
+        assert [f"schedule {name}," in line for line in found] == ([] if name == "uniform" else [True])
+    for name in level_laws:
+        law = level_laws.get(name)()
+        assert float(law(torch.tensor(0.5))) == pytest.approx(law.centre / (1 + law.centre))
+
+
+def test_plain_generation_is_refused_where_something_was_given_in_every_sample():
+    for drawing, remedy, use in (
+        (Drawing(continuation=1.0), "continuation", {"beginning": True}),
+        (Drawing(first_step={"video": 1.0}), r"first_step\.video", {"first_step": ["video"]}),
+        (Drawing(first_step={"video": 1.0}, modality_given=0.5), r"first_step\.video", {"whole": ["video"]}),
+    ):
+        with pytest.raises(ValueError, match=rf"cannot generate without; train with flow\.{remedy} below 1"):
+            check_use(drawing)
+        check_use(drawing, **use)

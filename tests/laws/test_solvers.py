@@ -100,6 +100,27 @@ def test_the_second_order_of_dpmpp_is_algorithm_2_of_its_paper(seed, steps):
     torch.testing.assert_close(solvers.get("dpmpp")()({"x": x}, {"x": levels}, velocity)["x"], plain)
 
 
+@deterministic
+@given(st.lists(st.floats(0.01, 0.99), min_size=1, max_size=10, unique=True), st.integers(0, 9), st.floats(1e-9, 1e-2))
+def test_any_falling_row_is_walked_about_as_well_as_by_euler(solver, inner, place, gap):
+    """Levels anywhere, two of them as close as can be: a solver that remembers must not blow up what lies in the gap."""
+    velocity, exact = gaussian(tensors(0, 5), tensors(1, 5).exp())
+    x, levels = tensors(2, 4, 3, 5), sorted({1.0, *inner, inner[place % len(inner)] * (1 - gap), 0.0}, reverse=True)
+    row = torch.tensor(levels, dtype=torch.float64)
+    truth = exact(x, 1.0, 0.0)
+    error, euler = (float((s({"x": x}, {"x": row}, velocity)["x"] - truth).abs().max()) for s in (solver, solvers.get("euler")()))
+    assert error < 5 * max(euler, 0.2)
+
+
+@pytest.mark.parametrize("steps_used", [1, 2, 3])
+def test_a_tiny_gap_does_not_throw_unipc_off(steps_used):
+    velocity, exact = gaussian(tensors(0, 5), tensors(1, 5).exp())
+    x, solver = tensors(2, 4, 3, 5), solvers.get("unipc")(steps_used=steps_used)
+    for gap in (1e-2, 1e-3, 1e-6):
+        row = torch.tensor([1, 0.8, 0.6, 0.5, 0.5 - gap, 0.3, 0.15, 0], dtype=torch.float64)
+        assert float((solver({"x": x}, {"x": row}, velocity)["x"] - exact(x, 1.0, 0.0)).abs().max()) < 0.3
+
+
 @pytest.mark.parametrize(
     "solver", [s.deterministic() for _, s, _ in SOLVERS if not s.whole_only], ids=[n for n, s, _ in SOLVERS if not s.whole_only]
 )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nava_lab.flow.guidance.base import Call, Encode, Modifier, Moment, Part, Term
+from nava_lab.flow.solvers.base import Schedule
 from nava_lab.streams import joined
 
 Ask = Callable[[Call], Mapping[str, Tensor]]  # a call to velocities
@@ -48,23 +49,32 @@ class Guidance:
 
     def active(self, levels: Mapping[str, float]) -> dict[str, list[str]]:
         """The terms that act at these levels, each with the modalities that it guides; a clean modality needs no guiding."""
-        guided = [
-            name
-            for name, level in levels.items()
-            if level > 0 and all(part.acts(level) and not part.still(level) for part in self.modifiers)
-        ]
+        guided = [name for name, level in levels.items() if level > 0 and all(part.acts(level) for part in self.modifiers)]
         found = {term.name: [name for name in guided if term.of(name) != 1] for term in self.terms}
         return {term: names for term, names in found.items() if names}
 
-    def at_rest(self, levels: Mapping[str, float]) -> list[str]:
-        """Modalities that do not move at these levels."""
-        return [name for name, level in levels.items() if level > 0 and any(part.still(level) for part in self.modifiers)]
+    def walked(self, schedule: Schedule) -> Schedule:
+        """The rows that are walked: a guided modality stands from the first at its first level that no modifier holds still.
+
+        Whole steps are left out, not velocities of single evaluations, so it holds for every solver: none sees such a step.
+        """
+        found = dict(schedule)
+        for name, row in schedule.items():
+            levels, held = row.tolist(), 0
+            if all(term.of(name) == 1 for term in self.terms) or not any(levels):
+                continue
+            while any(part.still(levels[held]) for part in self.modifiers):
+                held += 1
+            if levels[held] == 0:
+                still = ", ".join(part.name for part in self.modifiers if part.still(levels[held - 1]))
+                raise ValueError(
+                    f"evaluation.guidance.{still} leaves no step of {name}: set still_above to at least {levels[-2]:.4g}"
+                )
+            found[name] = torch.cat((row[held].expand(held), row[held:]))
+        return found
 
     def branches(self, levels: Mapping[str, float]) -> int:
         """Model evaluations per sample at these levels: the conditional one and one per active term."""
-        moving = [name for name, level in levels.items() if level > 0]
-        if moving and set(moving) <= set(self.at_rest(levels)):
-            return 0
         return 1 + len(self.active(levels))
 
     def __call__(self, ask: Ask, call: Call, moment: Moment) -> dict[str, Tensor]:
@@ -75,8 +85,6 @@ class Guidance:
             call: the conditional call.
             moment: where it stands.
         """
-        if self.branches(moment.levels) == 0:
-            return {name: torch.zeros_like(part) for name, part in moment.x.items()}
         active = self.active(moment.levels)
         terms = [term for term in self.terms if term.name in active]
         conditional, *nulls = self._ask(ask, [call, *(term.null(call, self.encode) for term in terms)])
@@ -85,8 +93,6 @@ class Guidance:
             found = [(term, null[name]) for term, null in zip(terms, nulls, strict=True) if name in active[term.name]]
             if found:
                 velocities[name] = self._combined(name, conditional[name], found, moment)
-        for name in self.at_rest(moment.levels):
-            velocities[name] = torch.zeros_like(velocities[name])
         return velocities
 
     def _combined(self, name: str, conditional: Tensor, nulls: Sequence[tuple[Term, Tensor]], moment: Moment) -> Tensor:

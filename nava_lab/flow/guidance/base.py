@@ -131,7 +131,7 @@ class Modifier(Part):
         return True
 
     def still(self, level: float) -> bool:
-        """Whether a modality does not move at all at this level (its velocity is 0, and no evaluation is spent on it)."""
+        """Whether a step that begins at this level is left out for a modality that is guided: it keeps its tokens."""
         return False
 
     def null(self, name: str, conditional: Tensor, null: Tensor, moment: Moment) -> Tensor:

@@ -19,7 +19,8 @@ class CFGZero(Modifier):
 
     Attributes:
         fitted: multiply each null velocity by ``<v_c, v_null> / |v_null|^2``, per sample and modality.
-        still_above: levels above this are passed without moving (zero-init in the paper, there 4 % of the steps); 1 is off.
+        still_above: steps of a guided modality that begin above this level are left out (zero-init in the paper, there 4 % of
+            the steps): its tokens stay what they are until the first level at or below; 1 is off.
     """
 
     fitted: bool = False

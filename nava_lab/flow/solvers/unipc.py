@@ -10,6 +10,10 @@ has order p + 1; as the first steps are of lower order, the whole has order 3 at
 
 lambda is infinite at both ends: a node at t = 1 lies infinitely far back and says nothing of a slope in lambda, so it is
 left out; into t = 0 the step takes D_0 as it is.
+
+Nodes that lie close together beside the step say nothing of it either: a slope over a gap of r carries its error into the step
+1 / r times, and two of them make the conditions of order singular. So earlier nodes less than 0.2 apart in r, from D_0 or
+from one another, are left out and the order falls there; the rows of usual schedules keep all.
 """
 
 from __future__ import annotations
@@ -28,6 +32,8 @@ from torch import Tensor
 from nava_lab.flow.path import half_log_snr
 from nava_lab.flow.solvers.base import Field, Levels, Noise, Predictions, Solver, State
 from nava_lab.registry import solvers
+
+LEAST_GAP = 0.2  # of earlier nodes, in units of the step in lambda
 
 Node = tuple[float, Tensor]  # level, predicted clean tokens
 
@@ -78,13 +84,26 @@ def _advance(x: Tensor, goal: float, known: Sequence[Node], arrived: Node | None
     t, clean = known[-1]
     if goal == 0:
         return clean
-    others = [node for node in known[:-1] if node[0] < 1]
+    others = _apart(known[:-1], t, goal)
     shares = _shares(goal, t, tuple(level for level, _ in others), arrived is not None)
     rest = 1 - goal / t
     step = torch.mul(x, goal / t, out=into).add_(clean, alpha=rest * (1 - sum(shares)))
     for (_, other), share in zip([*others, *([] if arrived is None else [arrived])], shares, strict=True):
         step.add_(other, alpha=rest * share)
     return step
+
+
+def _apart(earlier: Sequence[Node], t: float, goal: float) -> list[Node]:
+    """The earlier nodes that lie far enough from ``t`` and from one another, seen from the newest."""
+    kept: list[Node] = []
+    now, last = half_log_snr(t), 0.0
+    for node in reversed(earlier):
+        if node[0] < 1:
+            place = (half_log_snr(node[0]) - now) / (half_log_snr(goal) - now)
+            if last - place >= LEAST_GAP:
+                kept.insert(0, node)
+                last = place
+    return kept
 
 
 @lru_cache(maxsize=4096)

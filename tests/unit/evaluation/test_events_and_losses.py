@@ -55,6 +55,19 @@ def test_loss_is_the_mean_over_clips_and_modalities_and_counts_a_clip_once():
     assert metric.per_clip()["loss_video"].tolist() == [2.0, 1.0]
 
 
+def test_a_clip_whose_modality_is_given_is_no_part_of_that_modality_s_loss():
+    metric = metrics.get("loss")(worlds.get("gaussian")())
+    errors = {"video": torch.tensor([4.0, 0.0, 2.0]), "audio": torch.tensor([0.0, 6.0, 8.0])}
+    levels = {"video": torch.tensor([0.5, 0.0, 0.5]), "audio": torch.tensor([[0.0, 0.0], [0.5, 0.0], [0.5, 0.5]])}
+    metric.update_losses(Batch({}, NO_TEXT, torch.arange(3)), errors, levels)
+    scores = {name: score.value for name, score in metric.compute().items()}
+    assert scores == pytest.approx({"loss": (4 + 6 + 5) / 3, "loss_video": 3, "loss_audio": 7})
+    none = metrics.get("loss")(worlds.get("gaussian")())
+    zeros = dict.fromkeys(errors, torch.zeros(3))
+    none.update_losses(Batch({}, NO_TEXT, torch.arange(3)), zeros, zeros)
+    assert {score.value for score in none.compute().values()} == {0.0}
+
+
 def test_use_is_nought_for_the_best_unimodal_model_and_one_for_the_best_of_all():
     world = worlds.get("gaussian")(rho=0.9)
     level = torch.tensor([0.3, 0.8])

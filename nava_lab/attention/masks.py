@@ -21,6 +21,7 @@ from nava_lab.attention.tokens import Tokens
 from nava_lab.streams import TEXT
 
 Answer = Tensor | bool
+EDGE = 1e-4  # seconds: far above float32's rounding of a clip's positions, far below the distance of any two tokens
 
 
 class Mask:
@@ -119,7 +120,11 @@ class Cut(Mask):
 
 @dataclass(frozen=True)
 class Window(Mask):
-    """Between generated modalities, only tokens whose centres lie within ``seconds`` of each other."""
+    """Between generated modalities, only tokens whose centres lie within ``seconds`` of each other, give or take ``EDGE``.
+
+    At ordinary rates many pairs lie exactly at the edge; without the allowance rounding would choose among them, and choose
+    otherwise when all positions shift.
+    """
 
     seconds: float
 
@@ -130,7 +135,7 @@ class Window(Mask):
     def allows(self, query: Tokens, key: Tokens) -> Answer:
         if self.seconds == float("inf"):
             return True
-        near = (query.seconds - key.seconds).abs() <= self.seconds
+        near = (query.seconds - key.seconds).abs() <= self.seconds + EDGE
         return near | (query.modality == key.modality) | key.is_(TEXT) | query.is_(TEXT)
 
 

@@ -15,14 +15,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nava_lab.attention import Cut, Segments, Visible
+from nava_lab.attention import Cut, Segments, Visible, Window
 from nava_lab.attention.visible import Ruled
 from nava_lab.blocks.base import Given
 from nava_lab.blocks.tower import Tower
 from nava_lab.layers.rotary import Clock, rotate
+from nava_lab.models import denoiser
 from nava_lab.models.variant import Size, Stage, Variant
 from nava_lab.registry import blocks, bridges, variants
-from nava_lab.streams import Packing, Stream
+from nava_lab.streams import TEXT, Packing, Stream, time_positions
 from tests.conftest import lively
 from tests.laws.cases import Clips, clips, fewer
 
@@ -174,6 +175,75 @@ def shifting_the_clock(model, case):
         close(again[name][real(case.streams[name])], out[name][real(case.streams[name])])
 
 
+def positions_matter(model, case):
+    """Law 10, the other half: two tokens that change places without their positions do not merely change places."""
+    swapped = [1, 0]
+    out = case(model)
+    for name in case.streams:
+        moved = case.with_streams(
+            lambda n, s, name=name: (
+                s if n != name else s.with_tokens(torch.cat((s.tokens[:, swapped], s.tokens[:, len(swapped) :]), 1))
+            )
+        )
+        again = moved(model)[name]
+        assert not torch.allclose(again[:, swapped], out[name][:, : len(swapped)], atol=1e-9, rtol=0)
+
+
+def one_clock(model, case):
+    """Law 11: tokens of the same moment and place turn alike, whichever modality they are of and whichever row they lie in."""
+    same = time_positions(max(map(len, case.streams.values())), 0.08).double()
+    case = case.with_streams(lambda _, stream: replace(stream, positions=same[:, : len(stream)]))
+    right, turned = Given.rotary, []
+
+    def recorded(self, order, head_dim, time_only=False):
+        table = right(self, order, head_dim, time_only)
+        lengths = [len(self.streams[name]) for name in order]
+        parts = zip(*(part.split(lengths, 1) for part in table), strict=True)
+        turned.extend((name, (head_dim, time_only), part) for name, part in zip(order, parts, strict=True) if name != TEXT)
+        return table
+
+    with mock.patch.object(Given, "rotary", recorded):
+        case(model)
+    assert turned
+    first: dict = {}
+    for _, kind, part in sorted(turned, key=lambda each: -each[2][0].shape[1]):
+        longest = first.setdefault(kind, part)
+        for found, expected in zip(part, longest, strict=True):
+            close(found, expected[:, : found.shape[1]].expand_as(found))
+
+
+def reaches(model, case, source, target):
+    """Whether any token of one modality has a gradient from the other's output."""
+    leaves = case.with_streams(lambda _, stream: stream.with_tokens(stream.tokens.clone().requires_grad_()))
+    (leaves(model)[target].square() * real(case.streams[target]).unsqueeze(-1)).sum().backward()
+    grad = leaves.streams[source].tokens.grad
+    return grad is not None and bool(grad.any())
+
+
+def a_window_ends_where_it_says(model, case):
+    """Law 12: no gradient passes between modalities that lie further apart than the window; it does where they touch it."""
+    seconds = model.window_s
+    # The text is in every window, and would carry on what it has read.
+    case = replace(case, text=Stream(torch.zeros_like(case.text.tokens), case.text.positions, torch.zeros_like(real(case.text))))
+    case = case.row(0)
+    last = case.streams["video"].positions[:, real(case.streams["video"])[0]][..., 0].max()
+    touching = last + seconds - case.streams["audio"].positions[..., 0].min()
+    for source, target in (("audio", "video"), ("video", "audio")):
+
+        def moved(by):
+            shift = torch.stack((touching + by, torch.zeros_like(last), torch.zeros_like(last)))
+            return case.with_streams(lambda n, s: replace(s, positions=s.positions + shift) if n == "audio" else s)
+
+        assert not reaches(model, moved(0.01), source, target)
+        assert reaches(model, moved(-0.01), source, target) == exchanges(model, case, source, target)
+
+
+def exchanges(model, case, source, target):
+    """Whether one modality reads the other at all."""
+    with mock.patch.object(model, "window_s", float("inf")):
+        return reaches(model, case, source, target)
+
+
 def cut_modalities_are_apart(model, case):
     """Where attention is cut no gradient passes to a modality that is cut off, not even through the text; elsewhere it may."""
     case = replace(case, cut=torch.arange(case.batch) == 0)
@@ -218,6 +288,20 @@ LAWS = {
         cut_modalities_are_apart,
     )
 }
+# Laws that want a change, and so a batch in which there is something to change, and a model that they are about.
+DEMANDS = {
+    "positions_matter": (positions_matter, {}),
+    "one_clock": (one_clock, {}),
+    "a_window_ends_where_it_says": (a_window_ends_where_it_says, {"window_s": 0.06}),
+    "text_stays_out": (text_stays_out, {"text_after": 1}),
+}
+
+
+@every_subject
+@pytest.mark.parametrize("law", [law for law in DEMANDS if law != "text_stays_out"])
+def test_what_must_change_changes(law, subject):
+    demands, options = DEMANDS[law]
+    demands(model_of(subject, **options), plain_case())
 
 
 @every_subject
@@ -337,6 +421,53 @@ def positions_changed(change):
     return mock.patch.object(Given, "rotary", wrong)
 
 
+def rotary_dropped():
+    right = Given.rotary
+
+    def wrong(self, order, head_dim, time_only=False):
+        cos, sin = right(self, order, head_dim, time_only)
+        return torch.ones_like(cos), torch.zeros_like(sin)
+
+    return mock.patch.object(Given, "rotary", wrong)
+
+
+def audio_late():
+    right = Given.rotary
+
+    def wrong(self, order, head_dim, time_only=False):
+        audio = self.streams["audio"]
+        late = audio.positions + torch.tensor([0.5, 0.0, 0.0], dtype=audio.positions.dtype)
+        streams = {**self.streams, "audio": replace(audio, positions=late)}
+        return right(replace(self, streams=streams, _memo={}), order, head_dim, time_only)
+
+    return mock.patch.object(Given, "rotary", wrong)
+
+
+def clock_bent():
+    """Plant a clock that does not run evenly, so that angles depend on where zero is."""
+    right = Clock.table
+
+    def wrong(self, positions, head_dim, time_only=False):
+        return right(self, positions.square(), head_dim, time_only)
+
+    return mock.patch.object(Clock, "table", wrong)
+
+
+class InvertedWindow(Window):
+    """A mutant: the comparison the wrong way round, and nothing else."""
+
+    def allows(self, query, key):
+        if self.seconds == float("inf"):
+            return True
+        same = (query.modality == key.modality) | key.is_(TEXT) | query.is_(TEXT)
+        return same | ((query.seconds - key.seconds).abs() > self.seconds)
+
+
+def window_is(other):
+    """Plant another window into the rule that a denoiser makes."""
+    return mock.patch.object(denoiser, "Window", other)
+
+
 def outlived_cache():
     """Plant a cache of tables that belongs to the model instead of the forward pass."""
     right, kept = Given.visible, {}
@@ -384,6 +515,11 @@ PLANTED = {
     "mask of the next sample": (lambda: table_changed(lambda t: t.roll(1, 0)), ["samples_are_independent"]),
     "mask of another batch": (outlived_cache, ["shapes_may_change"]),
     "positions shifted by one": (lambda: positions_changed(lambda part: part.roll(1, 1)), ["permuting_tokens"]),
+    "rotary dropped": (rotary_dropped, ["positions_matter"]),
+    "audio late": (audio_late, ["one_clock"]),
+    "clock bent": (clock_bent, ["shifting_the_clock"]),
+    "window ignored": (lambda: window_is(lambda seconds: Window(float("inf"))), ["a_window_ends_where_it_says"]),
+    "window inverted": (lambda: window_is(InvertedWindow), ["a_window_ends_where_it_says"]),
     "positions of the row": (lambda: positions_changed(lambda part: part * torch.arange(1, part.shape[1] + 1).view(1, -1, 1, 1)), ["permuting_tokens", "packed_is_padded"]),
     "places counted through a packed row": (places_counted_through, ["packed_is_padded"]),
     "packed samples not kept apart": (samples_not_kept_apart, ["packed_is_padded"]),
@@ -397,24 +533,24 @@ PLANTED = {
 def test_a_bug_planted_in_any_block_is_noticed(subject, bug):
     plant, names = PLANTED[bug]
     case = plain_case()
-    hidden = {"text_after": 1} if bug == "text let in" else {}
-    if hidden and not reads_text(subject):
+    options = DEMANDS[names[0]][1] if names[0] in DEMANDS else {}
+    if "text_after" in options and not reads_text(subject):
         pytest.skip("reads no text")
-    laws = LAWS | {"text_stays_out": text_stays_out}
+    laws = LAWS | {name: law for name, (law, _) in DEMANDS.items()}
     shown = replace(case, cut=torch.tensor([True, True, True])) if bug == "cut forgotten" else case
     shown = shown.packed() if "packed" in bug else shown
-    right = shown(model_of(subject, **hidden))
+    model = model_of(subject, **options)
+    right = shown(model)
     for name in names:
-        laws[name](model_of(subject, **hidden), case)  # the laws hold before
+        laws[name](model, case)  # the laws hold before
     noticed = []
     with plant():
         for name in names:
             try:
-                laws[name](model_of(subject, **hidden), case)
+                laws[name](model, case)
             except AssertionError:
                 noticed.append(name)
-    with plant():
-        wrong = shown(model_of(subject, **hidden))
+        wrong = shown(model)
     changed = any(not torch.equal(wrong[name], right[name]) for name in right)
     assert noticed or not changed, f"none of {', '.join(names)} notices it"
     # Who reads the text from outside is built without it where it is kept out, and a lone block may have nothing to spoil.
@@ -426,10 +562,10 @@ def test_law_11_equal_content_attends_most_to_the_nearest_moment(first, second, 
     nearest_moment(Clock(), first, second, queries, keys)
 
 
-def nearest_moment(clock, first, second, queries, keys):
+def nearest_moment(clock, first, second, queries, keys, places=time_positions):
     """Whatever the two rates, a rotary logit between equal contents is largest at the key nearest in seconds."""
     seconds = [(torch.arange(count) + 0.5) * rate for count, rate in ((queries, first), (keys, second))]
-    positions = [torch.stack((part, torch.zeros_like(part), torch.zeros_like(part)), -1).unsqueeze(0) for part in seconds]
+    positions = [places(count, rate) for count, rate in ((queries, first), (keys, second))]
     content = torch.ones(1, 1, 1, 32)
     q, k = (rotate(content.expand(1, part.shape[1], 1, 32), clock.table(part, 32, True))[0, :, 0] for part in positions)
     logits = q @ k.mT
@@ -448,3 +584,12 @@ def test_a_shifted_clock_is_caught(change):
     nearest_moment(Clock(), 0.08, 0.05, 9, 12)
     with pytest.raises(AssertionError):
         nearest_moment(Wrong(), 0.08, 0.05, 9, 12)
+
+
+def test_places_at_the_start_of_tokens_are_caught():
+    def starts(tokens, seconds):
+        return time_positions(tokens, seconds) - torch.tensor([seconds / 2, 0.0, 0.0])
+
+    nearest_moment(Clock(), 0.2, 0.05, 5, 20)
+    with pytest.raises(AssertionError):
+        nearest_moment(Clock(), 0.2, 0.05, 5, 20, starts)

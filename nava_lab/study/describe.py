@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import torch
-
 from nava_lab.attention import Padding, Tokens, Visible, Window
 from nava_lab.attention.attend import AUTO, choose
 from nava_lab.attention.picture import Picture
@@ -56,9 +54,6 @@ def description(config: Config) -> dict[str, Any]:
 def _attention(config: Config) -> dict[str, str]:
     """Which backend training and sampling take on this config's device, and why."""
     device = config.trainer.accelerator
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    device = "cuda" if device in ("gpu", "cuda") else device
     if config.attention.backend != AUTO:
         return {"backend": config.attention.backend, "why": "as set", "device": device}
     interface = config.world.interface()

@@ -123,6 +123,7 @@ def _catalogue(short: bool) -> str:
         ("noise and objective", "flow", "config.py", "Flow"),
         ("sampling and scoring", "evaluation", "config.py", "Evaluation"),
         ("attention", "attention", "config.py", "Attention"),
+        ("conditioning", "conditioning", "config.py", "Conditioning"),
         ("machine", "trainer", "config.py", "Machine"),
         ("output", "output", "config.py", "Output"),
     ]

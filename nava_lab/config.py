@@ -45,6 +45,7 @@ class Flow:
     modality_dropout: float = 0.0
     modality_given: float = 0.0
     continuation: float = 0.0
+    timbre_dropout: float = 0.0
     first_step: dict[str, float] = field(default_factory=dict)
     clean_loss: bool = False
     weights: dict[str, float] = field(default_factory=dict)
@@ -83,6 +84,18 @@ class Attention:
     backend: str = "auto"
     cut: str = "all"
     packed: bool = False
+
+
+@dataclass
+class Conditioning:
+    """How what a model is told reaches it.
+
+    ``timbre``: reference timbres in "context" (each in the place of the word that marks its span), "added" to those words, one
+    "global" mean added to every token, or "none". ``timbre_in_span``: a timbre among the words is seen from its own span alone.
+    """
+
+    timbre: str = "context"
+    timbre_in_span: bool = False
 
 
 @dataclass
@@ -127,6 +140,7 @@ class Config:
     flow: Flow
     evaluation: Evaluation
     attention: Attention
+    conditioning: Conditioning
     trainer: Machine
     logger: Logger
     output: Output
@@ -174,6 +188,7 @@ def register() -> None:
         "flow": flow,
         "evaluation": evaluation,
         "attention": OmegaConf.structured(Attention),
+        "conditioning": OmegaConf.structured(Conditioning),
         "trainer": OmegaConf.structured(Machine),
         "logger": OmegaConf.structured(Logger),
         "output": OmegaConf.structured(Output),
@@ -275,6 +290,7 @@ def known_keys() -> list[str]:
     from nava_lab.training.settings import Training
 
     plain = {"budget": Budget, "training": Training, "flow": Flow, "evaluation": Evaluation, "attention": Attention}
+    plain |= {"conditioning": Conditioning}
     for name, cls in (plain | {"trainer": Machine, "logger": Logger, "output": Output}).items():
         keys += [f"{name}.{part.name}" for part in dataclasses.fields(cls)]  # type: ignore[arg-type]
     return [*dict.fromkeys(keys), *choices()]

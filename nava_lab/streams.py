@@ -41,6 +41,30 @@ class Packing:
 
 
 @dataclass(frozen=True)
+class References:
+    """Reference timbres: the i-th is how the i-th marked span of a sample's caption is to sound.
+
+    Attributes:
+        features: ``b k f``, one embedding each.
+        valid: ``b k``, False for a reference that a sample lacks or is not shown.
+    """
+
+    features: Float[Tensor, "b k f"]
+    valid: Bool[Tensor, "b k"]
+
+    def rows(self, select: Tensor | slice) -> References:
+        """Those of some samples of the batch."""
+        return References(self.features[select], self.valid[select])
+
+    def to(self, device: torch.device | str) -> References:
+        return References(self.features.to(device), self.valid.to(device))
+
+    def hidden(self, samples: Bool[Tensor, " b"]) -> References:
+        """The same, of which the chosen samples are shown none."""
+        return References(self.features, self.valid & ~samples.unsqueeze(-1))
+
+
+@dataclass(frozen=True)
 class Stream:
     """The tokens of one modality.
 
@@ -49,7 +73,8 @@ class Stream:
         positions: ``b n 3`` or ``1 n 3``: seconds at the token's centre, then row and column in patches.
         valid: ``b n``, False for padding and for a modality that a sample lacks; None where every token is real.
         packing: where the real tokens of several samples are packed into one row (b is 1), whose each one is.
-        span: ``b n``, label of the speech span that a token lies in (-1: none), or number of the reference it is.
+        span: ``b n``, label of the speech span that a token lies in, or, of a text token, that it marks; -1 for none.
+        references: what the marks of a text stream refer to; None where nothing is referred to.
     """
 
     tokens: Shaped[Tensor, "b n *c"]
@@ -57,6 +82,7 @@ class Stream:
     valid: Bool[Tensor, "b n"] | None = None
     packing: Packing | None = None
     span: Int[Tensor, "b n"] | None = None
+    references: References | None = None
 
     def __len__(self) -> int:
         return self.tokens.shape[1]
@@ -73,20 +99,26 @@ class Stream:
         """Some samples of the batch."""
         positions = self.positions if self.positions.shape[0] == 1 else self.positions[select]
         valid, span = (None if part is None else part[select] for part in (self.valid, self.span))
-        return Stream(self.tokens[select], positions, valid, None, span)
+        references = None if self.references is None else self.references.rows(select)
+        return Stream(self.tokens[select], positions, valid, None, span, references)
 
     def to(self, device: torch.device | str) -> Stream:
         valid, span = (None if part is None else part.to(device) for part in (self.valid, self.span))
         packing = None if self.packing is None else Packing(self.packing.ids.to(device), self.packing.lengths)
-        return Stream(self.tokens.to(device), self.positions.to(device), valid, packing, span)
+        references = None if self.references is None else self.references.to(device)
+        return Stream(self.tokens.to(device), self.positions.to(device), valid, packing, span, references)
 
     def packed(self) -> Stream:
-        """The real tokens of all samples, one sample after the other, in a batch of one row. Asks the device for lengths."""
+        """The real tokens of all samples, one sample after the other, in a batch of one row. Asks the device for lengths.
+
+        References stay as they are, a row per sample.
+        """
         batch, length = self.tokens.shape[:2]
         lengths = [length] * batch if self.valid is None else self.valid.sum(1).tolist()
         span = None if self.span is None else self.in_one_row(self.span)
         positions = self.in_one_row(self.positions.expand(batch, -1, -1))
-        return Stream(self.in_one_row(self.tokens), positions, None, Packing.of(lengths, self.tokens.device), span)
+        packing = Packing.of(lengths, self.tokens.device)
+        return Stream(self.in_one_row(self.tokens), positions, None, packing, span, self.references)
 
     def in_one_row(self, values: Shaped[Tensor, "b n *c"]) -> Shaped[Tensor, "1 m *c"]:
         """Of something that each token has, what the real tokens have."""
@@ -113,10 +145,17 @@ def joined(streams: Sequence[Stream]) -> Stream:
     if any(stream.valid is not None for stream in streams):
         full = [stream.tokens.new_ones(stream.tokens.shape[:2], dtype=torch.bool) for stream in streams]
         valid = torch.cat([one if stream.valid is None else stream.valid for stream, one in zip(streams, full, strict=True)])
-    spans = [stream.span for stream in streams if stream.span is not None]
-    if spans and len(spans) < len(streams):
-        raise ValueError("streams with and without spans cannot be joined")
-    return Stream(torch.cat([stream.tokens for stream in streams]), positions, valid, None, torch.cat(spans) if spans else None)
+    span = None
+    if any(stream.span is not None for stream in streams):  # who labels nothing lies in no span
+        none = [torch.full(stream.tokens.shape[:2], -1, device=stream.tokens.device) for stream in streams]
+        span = torch.cat([one if stream.span is None else stream.span for stream, one in zip(streams, none, strict=True)])
+    references = [stream.references for stream in streams if stream.references is not None]
+    if references and len(references) < len(streams):
+        raise ValueError("streams with and without references cannot be joined; hide those that are not to be seen")
+    together = None
+    if references:
+        together = References(torch.cat([one.features for one in references]), torch.cat([one.valid for one in references]))
+    return Stream(torch.cat([stream.tokens for stream in streams]), positions, valid, None, span, together)
 
 
 @dataclass(frozen=True)
@@ -138,11 +177,29 @@ class ModalitySpec:
 
 @dataclass(frozen=True)
 class TextSpec:
-    """Text as a model meets it: ids of a ``vocabulary``-word tokenizer, or features of a frozen encoder (vocabulary 0)."""
+    """Text as a model meets it.
+
+    Attributes:
+        length: words of the longest caption.
+        vocabulary: words of the tokenizer whose ids are read; 0 where a frozen encoder's features are.
+        features: channels of those.
+        references: most reference timbres of a sample.
+        timbre: channels of a reference; 0 where there are none.
+        timbre_place: where references enter: "context" overwrites the words that mark their spans, "added" adds to them, "global"
+            adds a sample's mean reference to every generated token.
+    """
 
     length: int
     vocabulary: int = 0
     features: int = 0
+    references: int = 0
+    timbre: int = 0
+    timbre_place: str = "context"
+
+    @property
+    def says(self) -> bool:
+        """Whether captions can differ: the first two words of every vocabulary are padding and silence."""
+        return bool(self.features) or self.vocabulary > 2
 
 
 @dataclass(frozen=True)

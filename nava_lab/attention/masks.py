@@ -151,21 +151,19 @@ class WithoutText(Mask):
 
 @dataclass(frozen=True)
 class Spans(Mask):
-    """References are seen only from their own span: timbre k by the tokens labelled k, and by itself.
+    """What stands for a span is seen only from there: the token that marks span k by the tokens labelled k, and by itself.
 
     Attributes:
-        of: the modality of the references; its tokens' ``span`` is their number.
+        of: the modality whose labelled tokens are such marks: the text, where a reference timbre takes a mark's place.
     """
 
-    of: str = "timbre"
+    of: str = TEXT
 
     def allows(self, query: Tokens, key: Tokens) -> Answer:
-        if self.of not in key.names:
+        if self.of not in key.names or key.span is None:
             return True
-        reference = key.modality == key.names.index(self.of)
-        if query.span is None or key.span is None:  # nobody lies in a span
-            return ~reference
-        return ~reference | ((query.span == key.span) & (key.span >= 0))
+        mark = (key.modality == key.names.index(self.of)) & (key.span >= 0)
+        return ~mark if query.span is None else ~mark | (query.span == key.span)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from nava_lab.flow.sampling import Sampler
 from nava_lab.flow.solvers import base
 from nava_lab.registry import guidance, solvers
 from nava_lab.rng import generators, stable_seed
-from nava_lab.study.build import Parts, network, parts
+from nava_lab.study.build import Parts, interface, network, parts
 from nava_lab.study.run import device_of
 
 TARGET = 1.03
@@ -84,7 +84,7 @@ def cases(config: Config, built: Parts, steps: int) -> dict[str, Sampler]:
 
 def _guided(config: Config, built: Parts) -> Guidance:
     """Every term that this run's training allows, at its example, and every modifier."""
-    words = config.world.interface().text
+    told = interface(config).text
     encode = getattr(config.world, "tokenizer", None)
     examples = [guidance.get(name)(**guidance.get(name).example) for name in guidance]
     chosen = []
@@ -93,7 +93,7 @@ def _guided(config: Config, built: Parts) -> Guidance:
             part.check(encode)
         except ValueError:  # its example speaks of what this world has no words for
             continue
-        if not part.untrained(built.drawing, bool(words.features or words.vocabulary > 2)):
+        if not part.untrained(built.drawing, told):
             chosen.append(part)
     terms = [part for part in chosen if isinstance(part, Term)]
     return Guidance(tuple(chosen) if terms else (), config.evaluation.branch_rows, encode)

@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nava_lab.blocks.base import SHARED
+from nava_lab.conditioning.timbre import blank_references
 from nava_lab.models.denoiser import Denoiser, on_meta
 from nava_lab.models.variant import Size, Variant
 from nava_lab.streams import TEXT, Interface, Stream
@@ -85,7 +86,7 @@ def dummy_inputs(
     else:
         words = torch.zeros(batch, text.length, text.features, device=device)
     places = Stream(words, torch.zeros(1, text.length, 3, device=device))
-    return streams, dict.fromkeys(streams, level), places
+    return streams, dict.fromkeys(streams, level), blank_references(places, text)
 
 
 def measure(variant: Variant, interface: Interface, size: Size) -> Cost:

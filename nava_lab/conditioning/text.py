@@ -51,13 +51,14 @@ def text_stream(ids: Tensor) -> Stream:
 
 
 def without_text(text: Stream, samples: Tensor) -> Stream:
-    """The stream with the caption of the chosen samples (``b``, bool) replaced by the null word."""
+    """The stream with the caption of the chosen samples (``b``, bool) replaced by the null word, its marks with it."""
     if text.tokens.is_floating_point():
         raise TypeError("dropping text needs word ids; a frozen encoder's features carry their own empty caption")
     null = torch.full_like(text.tokens, PAD)
     null[:, 0] = NULL
     ids = torch.where(samples.unsqueeze(-1), null, text.tokens)
-    return Stream(ids, text.positions, ids != PAD)
+    span = None if text.span is None else text.span.masked_fill(samples.unsqueeze(-1), -1)
+    return Stream(ids, text.positions, ids != PAD, None, span, text.references)
 
 
 class TextEncoder(nn.Module):

@@ -9,18 +9,19 @@ from nava_lab.flow.draws import Drawing
 from nava_lab.flow.guidance.algebra import Guidance
 from nava_lab.flow.sampling import Sampler
 from nava_lab.flow.schedules import UniformSchedule
+from nava_lab.streams import TextSpec
 
 
-def check_guidance(guidance: Guidance, drawing: Drawing, captions: bool) -> None:
+def check_guidance(guidance: Guidance, drawing: Drawing, text: TextSpec) -> None:
     """ValueError where a term or modifier needs something that was never trained, with the reason and the remedy.
 
     Args:
         guidance: terms and modifiers.
         drawing: the laws of training.
-        captions: whether the world says anything in words.
+        text: what the model is told.
     """
     for part in (*guidance.terms, *guidance.modifiers):
-        reason = part.untrained(drawing, captions)
+        reason = part.untrained(drawing, text)
         if reason:
             raise ValueError(f"evaluation.guidance.{part.name} is refused: {reason}")
         part.check(guidance.encode)

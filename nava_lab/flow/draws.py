@@ -12,12 +12,14 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from nava_lab.conditioning.text import without_text
+from nava_lab.conditioning.timbre import without_references
 from nava_lab.flow.levels import LevelLaw, LogitNormal
 from nava_lab.flow.noise import normal_like
 from nava_lab.streams import Stream
 
 COUPLINGS = ("shared", "independent", "one_clean")
-RATES = ("text_dropout", "modality_dropout", "modality_given", "continuation")
+RATES = ("text_dropout", "modality_dropout", "timbre_dropout", "modality_given", "continuation")
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Draws:
         clean: ``b`` or ``b n`` per modality, what is given at level 0; only modalities where that may happen.
         given: ``b`` per way of giving that may happen, the samples in which it does: ``modality_given``,
             ``first_step_<modality>``, ``continuation``.
+        drop_timbre: ``b``, samples that are shown no reference timbre; None where that never happens.
     """
 
     levels: Mapping[str, Tensor]
@@ -41,12 +44,20 @@ class Draws:
     cut: Tensor | None
     clean: Mapping[str, Tensor] = field(default_factory=dict)
     given: Mapping[str, Tensor] = field(default_factory=dict)
+    drop_timbre: Tensor | None = None
+
+    def shown(self, text: Stream) -> Stream:
+        """What the samples are told: their captions and references but for those that are dropped."""
+        text = without_text(text, self.drop_text)
+        return text if self.drop_timbre is None else without_references(text, self.drop_timbre)
 
     def rates(self) -> dict[str, Tensor]:
         """What was realised in this batch, as shares of its samples: one for each dropout that may happen."""
         found = {"text_dropped": self.drop_text.float().mean()}
         if self.cut is not None:
             found["modality_dropped"] = self.cut.float().mean()
+        if self.drop_timbre is not None:
+            found["timbre_dropped"] = self.drop_timbre.float().mean()
         return found | {name: samples.float().mean() for name, samples in self.given.items()}
 
 
@@ -69,6 +80,7 @@ class Drawing:
         modality_given: share of samples in which one modality, any with equal chance, is clean.
         first_step: share of samples in which a modality's first step in time (a first frame) is clean.
         continuation: share of samples in which the beginning of every modality, up to a moment anywhere in the clip, is clean.
+        timbre_dropout: share of samples shown no reference timbre.
     """
 
     levels: LevelLaw = field(default_factory=LogitNormal)
@@ -79,6 +91,7 @@ class Drawing:
     modality_given: float = 0.0
     first_step: Mapping[str, float] = field(default_factory=dict)
     continuation: float = 0.0
+    timbre_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if self.coupling not in COUPLINGS:
@@ -102,7 +115,8 @@ class Drawing:
     def plain(self) -> Drawing:
         """The same laws with every token noisy and every caption shown: what a comparable loss is measured by."""
         coupling = "shared" if self.coupling == "one_clean" else self.coupling
-        return replace(self, coupling=coupling, text_dropout=0.0, first_step={}, continuation=0.0, modality_given=0.0)
+        given = {"first_step": {}, "continuation": 0.0, "modality_given": 0.0}
+        return replace(self, coupling=coupling, text_dropout=0.0, timbre_dropout=0.0, **given)  # type: ignore[arg-type]
 
     def shift(self, modality: str) -> float:
         """The shift that a modality's levels are drawn with."""
@@ -128,7 +142,10 @@ class Drawing:
         for name, known in clean.items():
             level = levels[name] if known.ndim == 1 else levels[name].unsqueeze(-1)
             levels[name] = torch.where(known, 0.0, level)
-        return Draws(levels, noise, numbers[:, 0] < self.text_dropout, cut, clean, given)
+        drop_timbre = None
+        if self.timbre_dropout:
+            drop_timbre = _uniform(1, generators).to(device)[:, 0] < self.timbre_dropout
+        return Draws(levels, noise, numbers[:, 0] < self.text_dropout, cut, clean, given, drop_timbre)
 
     def _given(self, streams: Mapping[str, Stream], numbers: Tensor) -> dict[str, Tensor]:
         """The samples that are given something, from columns: one modality, (which,) a beginning, (until when,) first steps."""

@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from nava_lab.conditioning.text import without_text
 from nava_lab.flow.draws import Draws
 from nava_lab.flow.path import PREDICTIONS, as_velocity, interpolate, velocity
 from nava_lab.flow.weighting import Even, LevelWeight
@@ -56,7 +55,7 @@ class Objective:
             name: stream.with_tokens(interpolate(stream.tokens, draws.noise[name], draws.levels[name]))
             for name, stream in batch.streams.items()
         }
-        outputs = network(noisy, draws.levels, without_text(batch.text, draws.drop_text), draws.cut)
+        outputs = network(noisy, draws.levels, draws.shown(batch.text), draws.cut)
         losses = {}
         for name, stream in batch.streams.items():
             predicted = as_velocity(outputs[name], noisy[name].tokens, draws.levels[name], self.prediction)

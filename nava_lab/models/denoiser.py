@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from nava_lab.attention import Cut, Everything, Mask, Padding, Segments, Window
-from nava_lab.blocks.base import CONDITIONING, EMBEDDERS, HEADS, Dims, Given, PerModality, tag
+from nava_lab.attention import Cut, Everything, Mask, Padding, Segments, Spans, Window
+from nava_lab.blocks.base import CONDITIONING, EMBEDDERS, HEADS, SHARED, Dims, Given, PerModality, tag
 from nava_lab.conditioning.text import TextEncoder
+from nava_lab.conditioning.timbre import IN_WORDS, TimbreEncoder
 from nava_lab.layers.modulation import LevelEmbedding, ModulationTable, modulate
 from nava_lab.layers.rotary import clock_for
 from nava_lab.models.variant import Size, Variant
@@ -57,6 +58,7 @@ class Denoiser(nn.Module):
             which then reads only itself and the text while the others still read it.
         mask: a further rule between tokens.
         packed: compute on the real tokens of a batch alone, packed into one row, whatever padding it comes with.
+        timbre_in_span: a timbre in context is seen from the tokens of its own span alone.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Denoiser(nn.Module):
         cut_off: str = "all",
         mask: Mask | None = None,
         packed: bool = False,
+        timbre_in_span: bool = False,
     ):
         super().__init__()
         self.clock = clock_for(variant.clock, (spec.grid for spec in interface.modalities.values()))
@@ -79,6 +82,8 @@ class Denoiser(nn.Module):
             raise ValueError(f"attention.cut={cut_off} is not one of all, {', '.join(self.generated)}")
         self.cut_off = None if cut_off == "all" else (cut_off,)
         self.mask = Everything() if mask is None else mask
+        if timbre_in_span:
+            self.mask = self.mask & Spans()
         self.packed = packed
         self.in_sequence = variant.text_place == "sequence"
         dims = self.dims(variant, interface, size)
@@ -96,6 +101,17 @@ class Denoiser(nn.Module):
             CONDITIONING,
             TEXT if self.in_sequence else None,
         )
+        self.timbre = None
+        self.timbre_in_words = interface.text.timbre_place in IN_WORDS
+        if interface.text.timbre:
+            widths = text_widths if self.timbre_in_words else {name: dims.widths[name] for name in names}
+            split = not one_text or len(set(widths.values())) > 1
+            adds = interface.text.timbre_place == "added"
+            self.timbre = tag(
+                PerModality(tuple(widths), split, lambda name: TimbreEncoder(interface.text.timbre, widths[name], adds)),
+                CONDITIONING,
+                TEXT if self.in_sequence and self.timbre_in_words else None,
+            )
         self.level = None
         if variant.level_input != "none":
             split = variant.level_input == "per_modality"
@@ -150,8 +166,10 @@ class Denoiser(nn.Module):
             raise ValueError("some streams are packed and others are not: pack all of them, the text too")
         x = {name: self.embed[name](stream.real_tokens()) for name, stream in row.items()}
         features: dict[str, Tensor] = {}
+        if self.timbre is not None and not self.timbre_in_words:
+            x = self._with_mean_timbre(x, row, text)
         if self.in_sequence:
-            x[TEXT] = self.text[TEXT](text)
+            x[TEXT] = self._words(TEXT, text)
         else:
             features = self._text_features(text, tuple(row))
         embedded, modulation = self._levels(x, row, levels)
@@ -178,9 +196,28 @@ class Denoiser(nn.Module):
 
     def _text_features(self, text: Stream, names: tuple[str, ...]) -> dict[str, Tensor]:
         if self.text.split:
-            return {name: self.text[name](text) for name in names}
-        shared: Tensor = self.text[names[0]](text)
-        return dict.fromkeys(names, shared)
+            return {name: self._words(name, text) for name in names}
+        return dict.fromkeys(names, self._words(names[0], text))
+
+    def _words(self, name: str, text: Stream) -> Tensor:
+        """The text in a modality's width, timbres in their places."""
+        words: Tensor = self.text[name](text)
+        if self.timbre is None or not self.timbre_in_words:
+            return words
+        encoder: TimbreEncoder = self.timbre[name]
+        return encoder.into(words, text)
+
+    def _with_mean_timbre(self, x: Mapping[str, Tensor], row: Mapping[str, Stream], text: Stream) -> dict[str, Tensor]:
+        """Every token with the mean reference of its sample added."""
+        samples = len(text.tokens) if text.packing is None else len(text.packing.lengths)
+        split = self.timbre.split  # type: ignore[union-attr]
+        encoders = {name if split else SHARED: self.timbre[name] for name in x}  # type: ignore[index]
+        means = {name: encoder.mean(text, samples) for name, encoder in encoders.items()}
+        found = {}
+        for name, part in x.items():
+            mean, packing = means[name if split else SHARED], row[name].packing
+            found[name] = part + (mean if packing is None else mean[:, 0][packing.ids])
+        return found
 
     def _levels(
         self, x: Mapping[str, Tensor], row: Mapping[str, Stream], levels: Mapping[str, Tensor]

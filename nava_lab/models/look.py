@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nava_lab.attention.picture import Picture, join
 from nava_lab.blocks.base import Given
+from nava_lab.conditioning.timbre import blank_references
 from nava_lab.models.denoiser import Denoiser
 from nava_lab.models.variant import Size, Variant
 from nava_lab.streams import TEXT, Interface, Stream, time_positions
@@ -27,7 +28,7 @@ def full_clip(interface: Interface) -> tuple[dict[str, Stream], dict[str, Tensor
     shape = (1, spec.length) if spec.vocabulary else (1, spec.length, spec.features)
     words = torch.zeros(shape, dtype=torch.long if spec.vocabulary else torch.float32)
     places = time_positions(spec.length, 1.0) - spec.length - 0.5
-    return streams, dict.fromkeys(streams, torch.zeros(1)), Stream(words, places)
+    return streams, dict.fromkeys(streams, torch.zeros(1)), blank_references(Stream(words, places), spec)
 
 
 def pictures(variant: Variant, interface: Interface, cut: bool = False, **options: Any) -> list[Picture]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from nava_lab.attention.attend import known
 from nava_lab.budget.solve import Solution, solve
-from nava_lab.conditioning.text import WordTokenizer
+from nava_lab.conditioning.timbre import IN_WORDS, PLACES
 from nava_lab.config import Config, ConfigError, Flow
 from nava_lab.evaluation.protocol import Protocol
 from nava_lab.flow.agreement import check_guidance, check_use
@@ -19,6 +19,7 @@ from nava_lab.flow.objective import Objective
 from nava_lab.flow.sampling import Sampler
 from nava_lab.models.denoiser import Denoiser
 from nava_lab.registry import guidance as guidance_registry
+from nava_lab.streams import Interface
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,10 @@ def parts(config: Config) -> Parts:
             raise ValueError(f"attention.window_s={config.attention.window_s} must not be negative")
         sampler = _sampler(config, always_cut)
         _check_names(config, sampler.guidance)
-        captions = config.world.interface().text
-        check_guidance(
-            sampler.guidance, drawing, bool(captions.features or captions.vocabulary > len(WordTokenizer([], 1).words))
-        )
+        _check_timbre(config)
+        check_guidance(sampler.guidance, drawing, interface(config).text)
         check_use(drawing, [scoring.given] if scoring.given else [])
-        solution = solve(config.variant, config.world.interface(), config.budget)
+        solution = solve(config.variant, interface(config), config.budget)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     return Parts(
@@ -92,6 +91,7 @@ def _drawing(flow: Flow) -> Drawing:
         modality_given=flow.modality_given,
         first_step=dict(flow.first_step),
         continuation=flow.continuation,
+        timbre_dropout=flow.timbre_dropout,
     )
 
 
@@ -147,14 +147,42 @@ def _check_names(config: Config, guidance: Guidance) -> None:
             )
 
 
+def interface(config: Config) -> Interface:
+    """What the model reads and writes: the world's modalities, and its text as the config tells it."""
+    world, place = config.world.interface(), config.conditioning.timbre
+    if place == "none":
+        return replace(world, text=replace(world.text, timbre=0, references=0))
+    return replace(world, text=replace(world.text, timbre_place=place))
+
+
+def _check_timbre(config: Config) -> None:
+    """Refuse settings of timbre that this world or they themselves give nothing to act on."""
+    chosen, dropout = config.conditioning, config.flow.timbre_dropout
+    if chosen.timbre not in PLACES:
+        raise ValueError(f"conditioning.timbre={chosen.timbre} is not one of {', '.join(PLACES)}")
+    asked = {
+        f"conditioning.timbre={chosen.timbre}": chosen.timbre != "context",
+        "conditioning.timbre_in_span=true": chosen.timbre_in_span,
+        f"flow.timbre_dropout={dropout:g}": bool(dropout),
+    }
+    if not config.world.interface().text.timbre and any(asked.values()):
+        named = next(key for key, given in asked.items() if given)
+        raise ValueError(f"{named}: world {config.world.name} has no reference timbres; world=speakers has")
+    if chosen.timbre_in_span and chosen.timbre not in IN_WORDS:
+        raise ValueError(f"conditioning.timbre_in_span=true needs conditioning.timbre=context or added, not {chosen.timbre}")
+    if chosen.timbre == "none" and dropout:
+        raise ValueError(f"flow.timbre_dropout={dropout:g} drops nothing where conditioning.timbre=none shows nothing")
+
+
 def network(config: Config, solution: Solution) -> Denoiser:
     """A freshly initialised denoiser; seed the global generator before."""
     return Denoiser(
         config.variant,
-        config.world.interface(),
+        interface(config),
         solution.size,
         window_s=config.attention.window_s,
         backend=config.attention.backend,
         cut_off=config.attention.cut,
         packed=config.attention.packed,
+        timbre_in_span=config.conditioning.timbre_in_span,
     )

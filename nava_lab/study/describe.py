@@ -12,7 +12,7 @@ from nava_lab.config import Config
 from nava_lab.models.look import full_clip, pictures
 from nava_lab.registry import variants
 from nava_lab.streams import TEXT
-from nava_lab.study.build import parts
+from nava_lab.study.build import interface, parts
 
 
 def description(config: Config) -> dict[str, Any]:
@@ -56,8 +56,7 @@ def _attention(config: Config) -> dict[str, str]:
     device = config.trainer.accelerator
     if config.attention.backend != AUTO:
         return {"backend": config.attention.backend, "why": "as set", "device": device}
-    interface = config.world.interface()
-    streams, _, text = full_clip(interface)
+    streams, _, text = full_clip(interface(config))
     names = (*streams, TEXT)
     tokens = Tokens.of({**streams, TEXT: text}, names, names)
     visible = Visible.of(Padding() & Window(config.attention.window_s), tokens, tokens)
@@ -67,9 +66,8 @@ def _attention(config: Config) -> dict[str, str]:
 
 def mask_pictures(config: Config, cut: bool = False) -> list[Picture]:
     """Who sees whom in every stage of the config's variant."""
-    return pictures(
-        config.variant, config.world.interface(), cut=cut, window_s=config.attention.window_s, cut_off=config.attention.cut
-    )
+    options = {"window_s": config.attention.window_s, "cut_off": config.attention.cut}
+    return pictures(config.variant, interface(config), cut, timbre_in_span=config.conditioning.timbre_in_span, **options)
 
 
 def _sentence(block: Any) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from nava_lab.flow.levels import LogitNormal, shifted
 from nava_lab.flow.sampling import Clean, Sampler
 from nava_lab.registry import guidance, level_laws, schedules, solvers
 from nava_lab.rng import generators
-from nava_lab.streams import Stream, time_positions
+from nava_lab.streams import References, Stream, time_positions
 from tests.laws.flows import every_solver, tensors
 
 seeds = st.integers(0, 2**31)
@@ -25,6 +26,7 @@ WORDS = WordTokenizer(["red", "blue", "disc"], 2)
 TERMS = [name for name in guidance if issubclass(guidance.get(name), Term)]
 MODIFIERS = [name for name in guidance if name not in TERMS]
 LEVELS = {"video": 0.6, "audio": 0.5}
+TOLD = replace(WORDS.spec, references=2, timbre=3)
 
 
 def example(name, **changes):
@@ -39,6 +41,9 @@ def algebra(*parts, rows=256):
 def ask(call):
     """Velocities that depend on tokens, level, words and cut, and on nothing of other samples."""
     said = (call.text.tokens.double() * torch.tensor([1.0, 0.3])).sum(-1)
+    heard = call.text.references
+    if heard is not None:
+        said = said + (heard.features.double() * heard.valid.unsqueeze(-1)).sum((1, 2))
     cut = torch.zeros_like(said) if call.cut is None else call.cut.double()
     mean = {name: stream.tokens.mean((1, 2)) for name, stream in call.streams.items()}
     found = {}
@@ -58,6 +63,8 @@ def situation(seed=0, batch=3, valid=None):
     }
     levels = {name: torch.full((batch,), level, dtype=torch.float64) for name, level in LEVELS.items()}
     text = WORDS((["red disc", "blue disc", "blue"] * batch)[:batch])
+    heard = References(tensors(seed + 2, batch, 2, 3), torch.arange(2) <= torch.arange(batch).unsqueeze(-1) % 2)
+    text = replace(text, span=torch.arange(2).expand(batch, -1), references=heard)
     call = Call(streams, levels, text, None)
     return call, Moment({name: stream.tokens for name, stream in streams.items()}, LEVELS, {"video": valid})
 
@@ -151,8 +158,8 @@ class TestEveryTerm:
     def test_a_branch_that_was_never_trained_is_refused_with_the_remedy(self, name):
         never = Drawing(text_dropout=1.0, modality_dropout=0.0)
         with pytest.raises(ValueError, match=rf"evaluation\.guidance\.{name} is refused: .*train with flow\."):
-            check_guidance(algebra(example(name)), never, captions=True)
-        check_guidance(algebra(example(name)), Drawing(text_dropout=0.1, modality_dropout=0.2), captions=True)
+            check_guidance(algebra(example(name)), never, TOLD)
+        check_guidance(algebra(example(name)), Drawing(text_dropout=0.1, modality_dropout=0.2, timbre_dropout=0.1), TOLD)
 
     def test_a_scale_that_is_no_number_is_refused(self, name):
         for scale in ("two", float("nan"), float("inf"), {"video": "x"}, True):

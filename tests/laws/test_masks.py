@@ -46,7 +46,8 @@ RULES = {
     ),
     "window": (Window(0.1), lambda s, q, k: "text" in (q[0], k[0]) or q[0] == k[0] or abs(q[1] - k[1]) <= F32 + EDGE),
     "without text": (WithoutText(), lambda s, q, k: k[0] != "text" or q[0] == "text"),
-    "spans": (Spans("timbre"), lambda s, q, k: k[0] != "timbre" or q[3] == k[3] >= 0),
+    "spans": (Spans("timbre"), lambda s, q, k: k[0] != "timbre" or k[3] < 0 or q[3] == k[3]),
+    "marks": (Spans(), lambda s, q, k: k[0] != "text" or k[3] < 0 or q[3] == k[3]),
 }
 
 

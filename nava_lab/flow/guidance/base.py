@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nava_lab.flow.draws import Drawing
-from nava_lab.streams import Stream
+from nava_lab.streams import Stream, TextSpec
 
 Encode = Callable[[Sequence[str]], Stream]
 Scale = float | Mapping[str, float]
@@ -84,8 +84,11 @@ class Part:
         """Whether it changes anything."""
         return self != type(self)()
 
-    def untrained(self, drawing: Drawing, captions: bool) -> str:
-        """Why a model trained by these draws has nothing for it, and the setting that would change that; empty if it has."""
+    def untrained(self, drawing: Drawing, text: TextSpec) -> str:
+        """Why a model trained by these draws, told this kind of text, has nothing for it, and the setting that would change that.
+
+        Empty if it has.
+        """
         return ""
 
     def check(self, encode: Encode | None) -> None:

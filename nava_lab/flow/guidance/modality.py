@@ -11,6 +11,7 @@ import torch
 from nava_lab.flow.draws import Drawing
 from nava_lab.flow.guidance.base import Call, Encode, Scale, Term
 from nava_lab.registry import guidance
+from nava_lab.streams import TextSpec
 
 
 @guidance.register("modality")
@@ -29,7 +30,7 @@ class Modality(Term):
     def null(self, call: Call, encode: Encode | None) -> Call:
         return replace(call, cut=torch.ones(len(call.text.tokens), dtype=torch.bool, device=call.text.tokens.device))
 
-    def untrained(self, drawing: Drawing, captions: bool) -> str:
+    def untrained(self, drawing: Drawing, text: TextSpec) -> str:
         if drawing.modality_dropout == 0:
             return "attention between modalities was never cut in training; train with flow.modality_dropout=0.2, say"
         if drawing.modality_dropout >= 1:

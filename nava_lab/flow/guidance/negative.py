@@ -9,7 +9,7 @@ from typing import ClassVar
 from nava_lab.flow.draws import Drawing
 from nava_lab.flow.guidance.base import Call, Encode, Scale, Term
 from nava_lab.registry import guidance
-from nava_lab.streams import Stream
+from nava_lab.streams import Stream, TextSpec
 
 
 @guidance.register("negative")
@@ -48,9 +48,9 @@ class Negative(Term):
         rows = len(call.text.tokens)
         tokens = said.tokens.expand(rows, *said.tokens.shape[1:])
         valid = None if said.valid is None else said.valid.expand(rows, -1)
-        return replace(call, text=Stream(tokens, said.positions, valid))
+        return replace(call, text=Stream(tokens, said.positions, valid, references=call.text.references))
 
-    def untrained(self, drawing: Drawing, captions: bool) -> str:
-        if not captions:
+    def untrained(self, drawing: Drawing, text: TextSpec) -> str:
+        if not text.says:
             return "this world has no captions"
         return "captions were never trained; train with flow.text_dropout below 1" if drawing.text_dropout >= 1 else ""

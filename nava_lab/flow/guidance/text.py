@@ -12,6 +12,7 @@ from nava_lab.conditioning.text import without_text
 from nava_lab.flow.draws import Drawing
 from nava_lab.flow.guidance.base import Call, Encode, Scale, Term
 from nava_lab.registry import guidance
+from nava_lab.streams import TextSpec
 
 
 @guidance.register("text")
@@ -31,8 +32,8 @@ class Text(Term):
         everyone = torch.ones(len(call.text.tokens), dtype=torch.bool, device=call.text.tokens.device)
         return replace(call, text=without_text(call.text, everyone))
 
-    def untrained(self, drawing: Drawing, captions: bool) -> str:
-        if not captions:
+    def untrained(self, drawing: Drawing, text: TextSpec) -> str:
+        if not text.says:
             return "this world has no captions"
         if drawing.text_dropout == 0:
             return "samples without a caption were never trained; train with flow.text_dropout=0.1, say"

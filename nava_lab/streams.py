@@ -95,6 +95,14 @@ class Stream:
         """Values with whatever stands in padding replaced by zeros, so that not even NaN gets in."""
         return self.tokens if self.valid is None else self.tokens.masked_fill(~self.valid.unsqueeze(-1), 0.0)
 
+    def emptied(self) -> Stream:
+        """The same with zeros in padding, in values and in places: nothing that stands there, NaN included, gets in."""
+        if self.valid is None:
+            return self
+        tokens = self.real_tokens() if self.tokens.is_floating_point() else self.tokens
+        real = self.valid if self.positions.shape[0] > 1 else self.valid.any(0, keepdim=True)
+        return replace(self, tokens=tokens, positions=self.positions.masked_fill(~real.unsqueeze(-1), 0.0))
+
     def rows(self, select: Tensor | slice) -> Stream:
         """Some samples of the batch."""
         positions = self.positions if self.positions.shape[0] == 1 else self.positions[select]

@@ -159,12 +159,13 @@ class Denoiser(nn.Module):
         """
         if self.packed and text.packing is None:
             return self._packed(streams, levels, text, cut)
-        row = {name: streams[name] for name in self.generated if name in streams}
+        row = {name: streams[name].emptied() for name in self.generated if name in streams}
         if not row:
             raise ValueError(f"no stream given; this model generates {', '.join(self.generated)}")
         if len({stream.packing is None for stream in (*row.values(), text)}) > 1:
             raise ValueError("some streams are packed and others are not: pack all of them, the text too")
-        x = {name: self.embed[name](stream.real_tokens()) for name, stream in row.items()}
+        text = text.emptied()
+        x = {name: self.embed[name](stream.tokens) for name, stream in row.items()}
         features: dict[str, Tensor] = {}
         if self.timbre is not None and not self.timbre_in_words:
             x = self._with_mean_timbre(x, row, text)
@@ -230,6 +231,8 @@ class Denoiser(nn.Module):
         seen: list[tuple[Tensor, nn.Module, tuple[Tensor, Tensor]]] = []
         for name, part in x.items():
             level = levels[name] if name != TEXT else part.new_zeros(part.shape[0])
+            if level.ndim == 2 and name != TEXT and row[name].valid is not None:
+                level = level.masked_fill(~row[name].valid, 0.0)
             module = self.level[name]
             made = next((made for tensor, owner, made in seen if tensor is level and owner is module), None)
             if made is None:

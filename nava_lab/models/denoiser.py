@@ -22,7 +22,7 @@ from nava_lab.conditioning.timbre import IN_WORDS, TimbreEncoder
 from nava_lab.layers.modulation import LevelEmbedding, ModulationTable, modulate
 from nava_lab.layers.rotary import clock_for
 from nava_lab.models.variant import Size, Variant
-from nava_lab.streams import TEXT, Interface, Stream
+from nava_lab.streams import TEXT, Interface, Stream, finite_in_padding
 
 LEVEL_FEATURES = 64
 
@@ -232,7 +232,7 @@ class Denoiser(nn.Module):
         for name, part in x.items():
             level = levels[name] if name != TEXT else part.new_zeros(part.shape[0])
             if level.ndim == 2 and name != TEXT and row[name].valid is not None:
-                level = level.masked_fill(~row[name].valid, 0.0)
+                level = finite_in_padding(level, row[name].valid)
             module = self.level[name]
             made = next((made for tensor, owner, made in seen if tensor is level and owner is module), None)
             if made is None:

@@ -32,6 +32,7 @@ HEAD_DIM = 32
 NAMES = ("video", "audio")
 MASKS = ("none", "padding", "cut", "window")
 CHECKED = 128  # queries of each row that are compared with the float64 reference: a table of them all would not fit a long row
+WIDTH = 112  # columns of the table where it goes into a file
 AT_ONCE = 2**28  # logits that the bare matrix products hold at a time
 TARGETS = {"cpu": 1.15, "cuda": 1.0}  # most of plain SDPA's time that a backend may take; on a GPU, for a window of long rows
 Call = Callable[[], Tensor]
@@ -122,17 +123,18 @@ def verdict(made: Sequence[Figure], device: str) -> str:
     """What misses the device's target, or that nothing does."""
     target = TARGETS[device]
     if device == "cpu":
-        missed = [f for f in made if f.to_sdpa > target or (f.training_to_sdpa or 0) > target]
-        asked = f"no backend above {target} x SDPA under the same mask"
+        asked = f"no backend (but the float64 reference) above {target} x SDPA under the same mask"
+        missed = [f for f in made if f.backend != "reference" and max(f.to_sdpa, f.training_to_sdpa or 0) > target]
     else:
-        missed = [f for f in made if f.mask == "window" and f.length >= 4096 and f.backend == "flex" and f.to_sdpa > target]
         asked = "a window of 4096 tokens and more faster in blocks than dense"
-    worst = {f.backend: max((g for g in missed if g.backend == f.backend), key=lambda g: g.to_sdpa) for f in missed}
-    shown = "; ".join(
-        f"{name} in {sum(f.backend == name for f in missed)} cases, worst {f.to_sdpa:.2f} ({f.length} tokens, width {f.width}, {f.mask})"
-        for name, f in worst.items()
-    )
-    return f"target: {asked}: " + (f"missed by {shown}" if missed else "met")
+        missed = [f for f in made if f.mask == "window" and f.length >= 4096 and f.backend == "flex" and f.to_sdpa > target]
+    shown = []
+    for name in dict.fromkeys(f.backend for f in missed):
+        own = [f for f in missed if f.backend == name]
+        worst = max(own, key=lambda f: max(f.to_sdpa, f.training_to_sdpa or 0))
+        case = f"{worst.length} tokens, width {worst.width}, mask {worst.mask}"
+        shown.append(f"{name} in {len(own)} cases, at most {max(worst.to_sdpa, worst.training_to_sdpa or 0):.2f} ({case})")
+    return f"target: {asked}: " + (f"missed by {'; '.join(shown)}" if shown else "met")
 
 
 def _numbers(options: dict[str, str], name: str) -> tuple[int, ...]:
@@ -161,6 +163,7 @@ def show(made: Sequence[Figure], device: str) -> None:
         forward = (number(figure.ms, 2), number(figure.to_sdpa, 2), number(figure.to_products, 2), f"{figure.error:.0e}")
         table.add_row(*shown, figure.backend, *forward, number(figure.training_ms, 2), number(figure.training_to_sdpa, 2))
     console = Console()
+    console = console if console.is_terminal else Console(width=WIDTH)
     console.print(table)
     console.print("x SDPA: against plain SDPA with the same boolean mask; x products: against the two matrix products alone; ms")
 

@@ -231,8 +231,9 @@ class Denoiser(nn.Module):
         seen: list[tuple[Tensor, nn.Module, tuple[Tensor, Tensor]]] = []
         for name, part in x.items():
             level = levels[name] if name != TEXT else part.new_zeros(part.shape[0])
-            if level.ndim == 2 and name != TEXT and row[name].valid is not None:
-                level = finite_in_padding(level, row[name].valid)
+            valid = row[name].valid if name != TEXT else None
+            if level.ndim == 2 and valid is not None:
+                level = finite_in_padding(level, valid)
             module = self.level[name]
             made = next((made for tensor, owner, made in seen if tensor is level and owner is module), None)
             if made is None:

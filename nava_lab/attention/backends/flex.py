@@ -27,6 +27,9 @@ GRAPHS = 64  # a graph per kind of rule and row; torch gives up after 8 and woul
 @cache
 def _compiled() -> Callable[..., Tensor]:
     torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
+    torch._dynamo.config.specialize_float = (
+        True  # a window's seconds are a constant: inductor cannot lower symbolic ones in a rule
+    )
     return torch.compile(flex_attention, dynamic=True)  # type: ignore[return-value]
 
 

@@ -64,6 +64,7 @@ class Evaluation:
     steps: int = 25
     shift: float = 1.0
     shifts: dict[str, float] = field(default_factory=dict)
+    schedules: dict[str, Any] = field(default_factory=dict)
     given: str = ""
     branch_rows: int = 256
     previews: int = 4
@@ -202,7 +203,7 @@ def _open(*nodes: DictConfig) -> None:
     for node in nodes:
         for key in node:
             child = node._get_node(key)
-            if isinstance(child, DictConfig) and child._metadata.element_type is float:
+            if isinstance(child, DictConfig) and child._metadata.element_type in (float, Any):
                 OmegaConf.set_struct(child, False)
 
 

@@ -17,8 +17,10 @@ from nava_lab.flow.draws import Drawing
 from nava_lab.flow.guidance.algebra import Guidance
 from nava_lab.flow.objective import Objective
 from nava_lab.flow.sampling import Sampler
+from nava_lab.flow.schedules import LevelSchedule
 from nava_lab.models.denoiser import Denoiser
 from nava_lab.registry import guidance as guidance_registry
+from nava_lab.registry import nearest, schedules
 from nava_lab.streams import Interface
 
 
@@ -115,9 +117,24 @@ def _sampler(config: Config, cut: bool) -> Sampler:
         scoring.schedule,
         dict(scoring.shifts),
         guidance,
+        {name: _schedule(f"evaluation.schedules.{name}", value) for name, value in scoring.schedules.items()},
     )
     sampler.walk(tuple(config.world.interface().modalities))  # a schedule that does not fit its steps says so before any work
     return sampler
+
+
+def _schedule(key: str, value: Any) -> LevelSchedule:
+    """A modality's own schedule: a name, or a mapping of its name and settings."""
+    settings = dict(value) if isinstance(value, Mapping) else {"name": value}
+    name = str(settings.pop("name", ""))
+    if name not in schedules:
+        raise ValueError(f"{key}={value}: {nearest(name, schedules.names())} (NAME, or {{name: NAME, SETTING: VALUE}})")
+    cls = schedules.get(name)
+    known = [part.name for part in dataclasses.fields(cls)]
+    if unknown := [setting for setting in settings if setting not in known]:
+        raise ValueError(f"{key}: schedule {name} has no setting {unknown[0]}; it has {', '.join(known) or 'none'}")
+    made: LevelSchedule = cls(**settings)
+    return made
 
 
 def _floats(value: Any) -> Any:
@@ -134,6 +151,7 @@ def _check_names(config: Config, guidance: Guidance) -> None:
         "flow.shifts": config.flow.shifts,
         "flow.first_step": config.flow.first_step,
         "evaluation.shifts": config.evaluation.shifts,
+        "evaluation.schedules": config.evaluation.schedules,
         "evaluation.given": [config.evaluation.given] if config.evaluation.given else [],
     }
     scales = {f"evaluation.guidance.{term.name}": term.scale for term in guidance.terms}

@@ -283,6 +283,7 @@ def scoring_record(config: Config, built: Parts) -> dict[str, Any]:
         "solver_settings": settings,
         "schedule": {} if scoring["schedule"]["name"] == "uniform" else scoring["schedule"],
         "shifts": dict(sampler.shifts),
+        "schedules": dict(scoring["schedules"]),
         "given": protocol.given,
         "unlike_training": told,
     }

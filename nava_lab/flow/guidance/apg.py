@@ -45,7 +45,7 @@ class AdaptiveProjected(Modifier):
             if key in moment.memory:
                 change.add_(moment.memory[key], alpha=self.momentum)
             moment.memory[key] = change
-        factor = 1 / t  # everything that scales the whole, applied once
+        factor: Tensor | float = 1 / t  # everything that scales the whole, applied once
         if self.norm:
             size = (moment.inner(name, change, change) / moment.size(name, change)).sqrt()
             factor = (self.norm / size).where(size > self.norm, 1.0) / t

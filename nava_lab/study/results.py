@@ -138,7 +138,7 @@ def load_study(folder: Path) -> StudyResult:
     if saved.get("schema") != SCHEMA_VERSION:
         raise StudyError(f"{path} has schema {saved.get('schema')}; this nava-lab reads {SCHEMA_VERSION}")
     about = saved["study"]
-    study = study_of(about["fields"], about["name"], about["edition"], about["question"], str(path))
+    study = study_of(about["fields"], about["name"], about["edition"], about["question"], str(path), left_out=about["left_out"])
     root = Path(folder).parent.parent
     runs = tuple(PlannedRun(**{**run, "folder": root / run["folder"] if run["folder"] else None}) for run in saved["runs"])
     choices = {point: Choice(**choice) for point, choice in saved["choices"].items()}
@@ -156,9 +156,10 @@ def as_json(result: StudyResult) -> dict[str, Any]:
     def plain(run: PlannedRun) -> dict[str, Any]:
         return {**vars(run), "tuned": dict(run.tuned), "folder": str(run.folder.relative_to(root)) if run.folder else None}
 
+    about = {"name": study.name, "edition": study.edition, "question": study.question, "left_out": list(study.left_out)}
     return {
         "schema": SCHEMA_VERSION,
-        "study": {"name": study.name, "edition": study.edition, "question": study.question, "fields": dict(study.source)},
+        "study": {**about, "fields": dict(study.source)},
         "higher_is_better": result.higher_is_better,
         "runs": [plain(run) for run in result.runs],
         "choices": {key: {**vars(choice), "tuned": dict(choice.tuned)} for key, choice in result.choices.items()},

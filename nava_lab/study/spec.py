@@ -251,12 +251,13 @@ def study_of(
     question: str,
     where: str,
     present: Mapping[str, Sequence[str]] | None = None,
+    left_out: Sequence[str] = (),
 ) -> Study:
-    """A study from its fields; ``where`` names their source in messages."""
+    """A study from its fields; ``where`` names their source in messages, ``left_out`` optional levels that are not here."""
     checked_keys(fields, FIELDS, where)
     fixed = as_mapping(fields.get("fixed") or {}, f"{where}: fixed")
     budgets = as_mapping(fields.get("budgets") or {"": {}}, f"{where}: budgets")
-    grids, left_out = _grids(fields, where, present or {})
+    grids, missing = _grids(fields, where, present or {}, left_out)
     points = tuple(
         Point(label, budget, levels, {**as_mapping(held or {}, f"{where}: budgets.{budget}"), **settings})
         for budget, held in budgets.items()
@@ -284,7 +285,7 @@ def study_of(
         _contrasts(fields.get("contrasts") or {}, points, f"{where}: contrasts"),
         margins,
         _scaling(fields["scaling"], grids, f"{where}: scaling") if fields.get("scaling") else None,
-        left_out,
+        missing,
         dict(fields),
     )
 
@@ -336,28 +337,28 @@ Level = tuple[str, Mapping[str, Any]]
 Cell = tuple[str, Mapping[str, str], Mapping[str, Any]]
 
 
-def _grids(fields: Mapping[str, Any], where: str, present: Mapping[str, Sequence[str]]) -> tuple[list[Cell], tuple[str, ...]]:
+def _grids(
+    fields: Mapping[str, Any], where: str, present: Mapping[str, Sequence[str]], left_out: Sequence[str]
+) -> tuple[list[Cell], tuple[str, ...]]:
     """The cells of every grid of ``vary``, and the optional levels that are not here."""
     vary = fields.get("vary") or {}
-    optional = fields.get("optional") or []
+    missing = list(left_out)
     cells: list[Cell] = []
-    left_out: list[str] = []
     for grid in vary if isinstance(vary, list) else [vary]:
         axes = {
             axis: _levels(axis, levels, f"{where}: vary.{axis}") for axis, levels in as_mapping(grid, f"{where}: vary").items()
         }
-        for axis in optional:
-            if axis in axes and axis in present:
-                left_out += [f"{axis}={name}" for name, _ in axes[axis] if name not in present[axis]]
-                axes[axis] = [level for level in axes[axis] if level[0] in present[axis]]
+        for axis in set(fields.get("optional") or []) & set(axes) & set(present):
+            missing += [f"{axis}={name}" for name, _ in axes[axis] if name not in present[axis]]
+        axes = {axis: [level for level in levels if f"{axis}={level[0]}" not in missing] for axis, levels in axes.items()}
         for combination in itertools.product(*axes.values()):
             levels = {axis: name for axis, (name, _) in zip(axes, combination, strict=True)}
             settings = {key: value for _, part in combination for key, value in part.items()}
             label = ", ".join(f"{axis.rsplit('.', 1)[-1]}={name}" for axis, name in levels.items())
             cells.append((label or "all", levels, settings))
     if not cells:
-        raise StudyError(f"{where}: vary leaves nothing to compare" + (f" without {', '.join(left_out)}" if left_out else ""))
-    return cells, tuple(dict.fromkeys(left_out))
+        raise StudyError(f"{where}: vary leaves nothing to compare" + (f" without {', '.join(missing)}" if missing else ""))
+    return cells, tuple(dict.fromkeys(missing))
 
 
 def _unique(cells: Sequence[Cell]) -> list[Cell]:

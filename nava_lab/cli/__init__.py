@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +11,7 @@ from types import ModuleType
 
 from nava_lab.cli.catalogue import catalogue
 from nava_lab.registry import UnknownName, nearest
+from nava_lab.training.quiet import quieten
 
 COMMANDS = sorted(file.stem for file in (Path(__file__).parent / "commands").glob("[a-z]*.py"))
 FIRST = ("train", "describe", "sample", "score", "compare", "study", "bench")  # the order of the help; others follow by name
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if name not in COMMANDS:
         _fail(f"there is no command '{name}'; {nearest(name, COMMANDS)}")
-    _quieten()
+    quieten()
     try:
         if any(part in ("-h", "--help") for part in rest):
             print(usage() + catalogue(short=name not in SETTABLE))
@@ -64,21 +64,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _fail(message: str, code: int = 2) -> None:
     print(f"nava: {message}", file=sys.stderr)
     raise SystemExit(code)
-
-
-def _quieten() -> None:
-    """Silence advertisements and advice that a user of this command cannot act on."""
-    import logging
-
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for pattern in (
-        ".*does not have many workers.*",
-        ".*isinstance\\(treespec, LeafSpec\\).*",
-        ".*Checkpoint directory .* exists.*",
-        ".*infer the batch size.*",
-        ".*IterableDataset.*",
-        ".*Found .* module.* in eval mode.*",
-        ".*Trying to infer.*",
-    ):
-        warnings.filterwarnings("ignore", message=pattern)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from nava_lab.cli.commands.compare import show
-from nava_lab.cli.commands.train import multirun
-from nava_lab.cli.words import only_overrides
+from nava_lab.cli.words import only_overrides, tell
 
 FAMILIES = ("dual_tower", "unified", "align_then_fuse")
 
@@ -18,4 +17,6 @@ def main(arguments: list[str]) -> None:
     only_overrides(arguments)
     if not any(part.startswith("variant=") for part in arguments):
         arguments = [f"variant={','.join(FAMILIES)}", *arguments]
-    show(multirun(arguments), None)
+    from nava_lab.study.multirun import multirun
+
+    show(multirun(arguments, tell), None)

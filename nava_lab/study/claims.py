@@ -31,10 +31,6 @@ SLOT, WORKER, BEAT, ERROR = "slot", "worker", "beat", "error"
 BEATS_PER_LEASE = 6
 
 
-class LeaseLost(RuntimeError):
-    """Somebody else took over this worker's slot."""
-
-
 def this_worker() -> str:
     """This process, told apart from any other on any machine: place, process id, start."""
     return f"{_place()}|{os.getpid()}|{_started(os.getpid())}"
@@ -225,19 +221,20 @@ class Claim:
 
     def finish(self, values: Sequence[float]) -> bool:
         """Whether the result counts: not if the slot was given up meanwhile."""
-        try:
-            self.board.study.tell(self.trial, list(values))
-        except (UpdateFinishedTrialError, ValueError) as error:
-            if isinstance(error, ValueError) and "finished" not in str(error):
-                raise
-            return False
-        return True
+        return self._tell(values=list(values))
 
     def prune(self) -> bool:
+        return self._tell(state=TrialState.PRUNED)
+
+    def _tell(self, **result: Any) -> bool:
         try:
-            self.board.study.tell(self.trial, state=TrialState.PRUNED)
-        except (UpdateFinishedTrialError, ValueError):
+            self.board.study.tell(self.trial, **result)
+        except UpdateFinishedTrialError:
             return False
+        except ValueError:  # what tell raises where the trial was given up before
+            if self.board.study._storage.get_trial(self._id).state != TrialState.RUNNING:
+                return False
+            raise
         return True
 
     def fail(self, error: str) -> bool:

@@ -50,6 +50,7 @@ class Dimension:
         low, high: a range's ends.
         log: whether a range is even in the logarithm.
         steps: how many values of a range the grid sampler takes, ends included.
+        whole: whether a range holds whole numbers alone (both of its ends are written as such).
     """
 
     key: str
@@ -58,6 +59,7 @@ class Dimension:
     high: float = 0.0
     log: bool = False
     steps: int = 0
+    whole: bool = False
 
     def grid(self) -> tuple[Any, ...]:
         """The values that the grid sampler takes."""
@@ -65,8 +67,10 @@ class Dimension:
             return self.values
         shares = [step / (self.steps - 1) for step in range(self.steps)]
         if self.log:
-            return tuple(float(f"{self.low * (self.high / self.low) ** share:.6g}") for share in shares)
-        return tuple(self.low + (self.high - self.low) * share for share in shares)
+            values = [float(f"{self.low * (self.high / self.low) ** share:.6g}") for share in shares]
+        else:
+            values = [self.low + (self.high - self.low) * share for share in shares]
+        return tuple(dict.fromkeys(round(value) for value in values)) if self.whole else tuple(values)
 
     def bound(self, value: Any) -> str:
         """ "low" or "high" where the value lies at (or within 2 % of) an end of an ordered dimension, else empty."""
@@ -424,6 +428,8 @@ def _dimension(key: str, value: Any, where: str) -> Dimension:
     if isinstance(value, list):
         if len(value) < 2:
             raise StudyError(f"{where} lists fewer than two values: fix it instead")
+        if any(isinstance(part, list | Mapping) for part in value):
+            raise StudyError(f"{where} must list plain values; what needs lists can vary, as named levels")
         return Dimension(key, tuple(value))
     fields = as_mapping(value, where)
     checked_keys(fields, ("low", "high", "log", "steps"), where)
@@ -431,7 +437,8 @@ def _dimension(key: str, value: Any, where: str) -> Dimension:
     log = bool(fields.get("log", False))
     if low >= high or (log and low <= 0):
         raise StudyError(f"{where}: low={low:g} must be below high={high:g}" + (" and above 0" if log else ""))
-    return Dimension(key, (), low, high, log, whole(fields.get("steps", 0), f"{where}.steps", least=0))
+    integers = all(isinstance(fields[name], int) for name in ("low", "high"))
+    return Dimension(key, (), low, high, log, whole(fields.get("steps", 0), f"{where}.steps", least=0), integers)
 
 
 def _contrasts(value: Any, points: Sequence[Point], where: str) -> tuple[Contrast, ...]:

@@ -95,6 +95,10 @@ def _short(value: object) -> str:
 
 
 def _report(folder: Path) -> None:
-    from nava_lab.cli.commands.compare import show
+    """Table and page, by the report's own reading of a study."""
+    from importlib.util import find_spec
 
-    show([folder], None)
+    if find_spec("nava_lab.report.of_study") is not None:
+        from nava_lab.cli.commands.compare import show
+
+        show([folder], None)

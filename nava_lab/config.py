@@ -56,7 +56,7 @@ class Flow:
 
 @dataclass
 class Evaluation:
-    """How a trained model is sampled and scored."""
+    """How a trained model is sampled and scored; ``split``: on the test clips, or on the validation clips to tune by."""
 
     clips: int = 256
     loss_clips: int = 1024
@@ -66,6 +66,7 @@ class Evaluation:
     shifts: dict[str, float] = field(default_factory=dict)
     schedules: dict[str, Any] = field(default_factory=dict)
     given: str = ""
+    split: str = "test"
     branch_rows: int = 256
     previews: int = 4
     solver: Any = None

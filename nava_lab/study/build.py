@@ -22,6 +22,7 @@ from nava_lab.models.denoiser import Denoiser
 from nava_lab.registry import guidance as guidance_registry
 from nava_lab.registry import nearest, schedules
 from nava_lab.streams import Interface
+from nava_lab.worlds.base import SPLITS
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ def parts(config: Config) -> Parts:
             raise ValueError("evaluation: needs at least 2 clips, 2 loss_clips and a batch_size of 1")
         if min(scoring.shift, *scoring.shifts.values(), 1) <= 0 or scoring.steps < 1:
             raise ValueError("evaluation: steps must be at least 1 and shifts positive")
+        if scoring.split not in SPLITS:
+            raise ValueError(f"evaluation.split={scoring.split}: {nearest(scoring.split, list(SPLITS))}")
         known(config.attention.backend)
         if config.attention.cut not in ("all", *config.world.interface().modalities):
             names = ", ".join(("all", *config.world.interface().modalities))
@@ -71,7 +74,7 @@ def parts(config: Config) -> Parts:
         _check_timbre(config)
         check_guidance(sampler.guidance, drawing, interface(config).text)
         check_use(drawing, [scoring.given] if scoring.given else [])
-        solution = solve(config.variant, interface(config), config.budget)
+        solution = _solved(config)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     return Parts(
@@ -79,7 +82,7 @@ def parts(config: Config) -> Parts:
         objective,
         drawing,
         replace(drawing.plain(), modality_dropout=1.0 if always_cut else 0.0),
-        Protocol(sampler, scoring.clips, scoring.loss_clips, scoring.batch_size, given=scoring.given),
+        Protocol(sampler, scoring.clips, scoring.loss_clips, scoring.batch_size, scoring.split, scoring.given),
     )
 
 
@@ -204,3 +207,15 @@ def network(config: Config, solution: Solution) -> Denoiser:
         packed=config.attention.packed,
         timbre_in_span=config.conditioning.timbre_in_span,
     )
+
+
+_solutions: dict[str, Solution] = {}
+
+
+def _solved(config: Config) -> Solution:
+    """The size that meets the budget; found once per process for what a study trains over many seeds."""
+    kind, shapes = type(config.variant), interface(config)
+    key = f"{kind.__module__}.{kind.__qualname__} {config.variant!r} {shapes!r} {config.budget!r}"
+    if key not in _solutions:
+        _solutions[key] = solve(config.variant, shapes, config.budget)
+    return _solutions[key]

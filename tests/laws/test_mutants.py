@@ -7,6 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
+from hypothesis import Phase, settings
 
 from nava_lab.flow import draws, path
 from nava_lab.flow.draws import Drawing
@@ -133,6 +134,17 @@ SOLVERS = {
     "noise where none is asked": lambda: laws.test_without_noise_the_sde_is_the_ode(AlwaysChurns()),
     "more noise than was taken out": lambda: laws.test_noise_keeps_the_data_s_distribution(TooMuchNoise()),
 }
+
+
+@pytest.fixture(autouse=True)
+def first_failure_is_enough(monkeypatch):
+    """A law that fails is not searched for its smallest failure, which costs many times the law itself."""
+    applied = "_hypothesis_internal_use_settings"
+    for module in (laws, flow_laws, guidance_laws):
+        places = [module, *(part for part in vars(module).values() if isinstance(part, type))]
+        for law in [part for place in places for part in vars(place).values() if hasattr(part, applied)]:
+            quick = settings(getattr(law, applied), phases=[Phase.explicit, Phase.generate], report_multiple_bugs=False)
+            monkeypatch.setattr(law, applied, quick)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from nava_lab.streams import Stream, TextSpec
@@ -41,6 +41,22 @@ class WordTokenizer:
             row = [self.ids[word] for word in words] or [NULL]
             rows.append(row + [PAD] * (self.length - len(row)))
         return text_stream(torch.tensor(rows))
+
+    def spelled(self, words: Sequence[str], choice: Tensor, said: Tensor | None = None) -> Int[Tensor, "*any"]:
+        """Ids of the chosen ones of ``words``, any shape; padding where ``said`` is false."""
+        table = torch.tensor([self.ids[word] for word in words], device=choice.device)
+        ids = table[choice.clamp(0, len(words) - 1)]
+        return ids if said is None else torch.where(said, ids, PAD)
+
+    def read(self, ids: Tensor) -> list[str]:
+        """Ids ``b l`` back to captions."""
+        return [" ".join(self.words[number] for number in row if number not in (PAD, NULL)) for row in ids.tolist()]
+
+
+def closed_up(ids: Int[Tensor, "b l"], length: int) -> Int[Tensor, "b {length}"]:
+    """Ids with the padding between words moved behind them, at a fixed length."""
+    order = (ids == PAD).long().argsort(dim=1, stable=True)
+    return torch.nn.functional.pad(ids.gather(1, order), (0, max(0, length - ids.shape[1])), value=PAD)[:, :length]
 
 
 def text_stream(ids: Tensor) -> Stream:

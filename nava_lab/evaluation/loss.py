@@ -57,6 +57,7 @@ class CrossModalUse(WorldMetric):
 
     needs = "losses"
     higher_is_better_by_score = {"cross_modal_use": True}
+    exact = {"cross_modal_use": (1.0, 0.0)}
 
     def __init__(self, world: object):
         super().__init__(world)  # type: ignore[arg-type]

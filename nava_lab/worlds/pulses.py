@@ -32,6 +32,27 @@ def draw_onsets(
     return onsets.masked_fill(~real, 0.0), real
 
 
+def count_range(density: float, duration_s: float, span_s: float, gap: float, beside: int = 0) -> tuple[int, int]:
+    """Fewest and most events of a clip, equally likely, for a mean of ``density duration_s``.
+
+    From 1 up where that leaves room; a denser clip than the gaps allow in this way begins higher.
+
+    Args:
+        density: mean events per second.
+        duration_s: length of a clip.
+        span_s: seconds in which onsets may lie.
+        gap: least seconds between onsets.
+        beside: further events that must fit in.
+    """
+    fit = int(1 + span_s / gap + 1e-9) - beside
+    both = round(2 * density * duration_s)
+    most = min(max(1, both - 1), fit)
+    fewest = max(1, both - most)
+    if fewest > most:
+        raise ValueError(f"world.density={density} does not fit events {gap} s apart; at most {max(fit, 0) / duration_s:g}")
+    return fewest, most
+
+
 @dataclass(frozen=True)
 class Pulse:
     """The shape of an event in a sampled trace.
@@ -56,6 +77,12 @@ class Pulse:
     def trace(self, onsets: Tensor, amplitudes: Tensor) -> Float[Tensor, "b t"]:
         """The trace of all events of a clip; an absent event has amplitude 0."""
         return (self.response(onsets) * amplitudes.double().unsqueeze(-1)).sum(-2)
+
+    def traces(self, events: Events, kinds: int) -> Float[Tensor, "b {kinds} t"]:
+        """One trace per kind of event."""
+        response, amplitude = self.response(events.seconds), events.amplitude.double() * events.real
+        each = [amplitude * (events.kind == kind) for kind in range(kinds)]
+        return torch.stack([(response * part.unsqueeze(-1)).sum(-2) for part in each], 1)
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ class GaussianWorld(World):
     def denoiser(self, joint: bool) -> Callable[..., Mapping[str, Tensor]]:
         """E[v | x] = cov(v, x) cov(x)^-1 x, which reaches ``bayes_loss`` on average."""
 
-        def network(streams: Mapping[str, Stream], levels: Mapping[str, Tensor], *_: object) -> Mapping[str, Tensor]:
+        def network(streams: Mapping[str, Stream], levels: Mapping[str, Tensor], *rest: object) -> Mapping[str, Tensor]:
             _, cross, seen = self._problem(levels, joint)
             x = torch.cat([streams[name].tokens for name in self.counts], 1).double()
             velocity = cross @ torch.linalg.solve(seen, x)

@@ -151,18 +151,14 @@ class Staged(World):
             for name, events in (("video", script.seen), ("audio", script.heard))
             for part in ("seconds", "kind", "amplitude", "real")
         }
-        streams = self.tokens(self.picture(script.seen), self.sound(script.heard))
-        return Batch(streams, text_stream(script.words), index, {**extra, **script.extra})
+        return Batch(self.tokens(*self.shown(script)), text_stream(script.words), index, {**extra, **script.extra})
 
-    def picture(self, seen: Events) -> Float[Tensor, "b t h w 3"]:
-        """Objects lit by their flashes, on black."""
-        light = self.video_pulse.traces(seen, self.kinds).float()
-        return _mixed(light, self.scene.pictures(light.device).flatten(1)).unflatten(-1, (self.size, self.size, 3))
-
-    def sound(self, heard: Events) -> Float[Tensor, "b t f"]:
-        """Envelopes of the bands."""
-        loud = self.audio_pulse.traces(heard, self.kinds).float()
-        return _mixed(loud, self.scene.timbres(loud.device))
+    def shown(self, script: Script) -> tuple[Float[Tensor, "b t h w 3"], Float[Tensor, "b s f"]]:
+        """Objects lit by their flashes, on black; and the envelopes of the bands."""
+        light = self.video_pulse.traces(script.seen, self.kinds).float()
+        loud = self.audio_pulse.traces(script.heard, self.kinds).float()
+        video = mixed(light, self.scene.pictures(light.device).flatten(1))
+        return video.unflatten(-1, (self.size, self.size, 3)), mixed(loud, self.scene.timbres(loud.device))
 
     def captions(self, split: str, index: Tensor) -> list[str]:
         """What the text says of these clips."""
@@ -217,9 +213,13 @@ def only(events: Events, real: Tensor) -> Events:
     return Events(events.seconds, events.kind, events.amplitude * real, events.real & real)
 
 
-def _mixed(traces: Float[Tensor, "b n t"], shapes: Float[Tensor, "n p"]) -> Float[Tensor, "b t p"]:
-    """The sum over kinds of trace times shape, added up one by one: a matrix product's order depends on the batch."""
-    total = traces[:, 0, :, None] * shapes[0]
-    for kind in range(1, len(shapes)):
-        total += traces[:, kind, :, None] * shapes[kind]
+def mixed(traces: Float[Tensor, "b n t"], shapes: Float[Tensor, "*b n p"]) -> Float[Tensor, "b t p"]:
+    """The sum over kinds of trace times shape, added up one by one: a matrix product's order depends on the batch.
+
+    Shapes are every clip's, or each clip's own.
+    """
+    each = [traces[:, kind, :, None] * shapes[..., kind, None, :] for kind in range(traces.shape[1])]
+    total = each[0]
+    for part in each[1:]:
+        total += part
     return total

@@ -54,7 +54,7 @@ class SpeakersWorld(Staged):
     version = "speakers-1"
     metrics = ("timbre", "loss")
     headline = "timbre_kappa"
-    LEVELS = levels(spans=(2, 4, 4), voices=(2, 2, 4))
+    LEVELS = levels(voices=(2, 2, 4), spans=(2, 4, 4))
 
     def __post_init__(self) -> None:
         positive(self, "spans", "voices")

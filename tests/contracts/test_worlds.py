@@ -71,6 +71,8 @@ OTHER = {
     "objects": 2,
     "rho": 0.5,
     "p_off": 0.9,
+    "spans": 3,
+    "missing": 0.5,
 }
 
 

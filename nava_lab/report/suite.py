@@ -6,9 +6,6 @@ import json
 import time
 from collections.abc import Sequence
 
-from rich.console import Console
-from rich.table import Table
-
 from nava_lab.config import load
 from nava_lab.evaluation.suite import Row, exact_scores
 from nava_lab.registry import nearest, worlds
@@ -23,7 +20,7 @@ def procedural() -> list[str]:
     return [name for name in worlds if not worlds.get(name).SHORTCUTS]
 
 
-def main(arguments: Sequence[str], console: Console | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Print a table, or with ``--json`` the rows."""
     names, difficulties, clips = _read(arguments)
     began, rows = time.monotonic(), []
@@ -35,7 +32,7 @@ def main(arguments: Sequence[str], console: Console | None = None) -> int:
     if "--json" in arguments:
         print(json.dumps({"clips": clips, "seconds": round(seconds, 1), "rows": [_plain(*pair) for pair in rows]}, indent=2))
     else:
-        (console or Console()).print(_table(rows))
+        print("\n".join(_lines(rows)))
         wrong = [f"{row.world} {row.score}" for _, row in rows if not row.holds]
         print(f"{clips} test clips, {seconds:.0f} s; not as it should be: {', '.join(wrong) or 'none'}")
     return int(not all(row.holds for _, row in rows))
@@ -81,14 +78,13 @@ def _plain(difficulty: str, row: Row) -> dict[str, object]:
     }
 
 
-def _table(rows: Sequence[tuple[str, Row]]) -> Table:
-    table = Table(header_style="bold")
-    for title in ("world", "score", "true clips", "at chance", "should be"):
-        table.add_column(title, no_wrap=True)
+def _lines(rows: Sequence[tuple[str, Row]]) -> list[str]:
+    """A table that fits a narrow terminal."""
     several = len({difficulty for difficulty, _ in rows}) > 1
+    lines = [f"{'':20} {'':15} {'true clips':17} {'at chance':19}  should be"]
     for difficulty, row in rows:
-        label = row.world + (f", {difficulty}" if several else "") + (f", {row.given} given" if row.given else "")
-        one, nought = row.expected
+        label = row.world + (f" {difficulty}" if several else "") + (f", {row.given} given" if row.given else "")
         truth, chance = (interval(score.to_dict(), 2) for score in (row.truth, row.chance))
-        table.add_row(label, row.score, truth, chance, f"{one:g}, {nought:g}" + ("" if row.holds else " [bold]no[/bold]"))
-    return table
+        one, nought = row.expected
+        lines.append(f"{label:20} {row.score:15} {truth:17} {chance:19}  {one:g} | {nought:g}{'' if row.holds else '  NO'}")
+    return lines

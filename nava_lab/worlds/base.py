@@ -51,6 +51,23 @@ class Events:
 
 
 @dataclass(frozen=True)
+class Mark:
+    """Something that happens in a clip, for people to read.
+
+    Attributes:
+        modality: where.
+        what: in a word or two.
+        seconds: when it begins.
+        until: when it ends; None for an onset.
+    """
+
+    modality: str
+    what: str
+    seconds: float
+    until: float | None = None
+
+
+@dataclass(frozen=True)
 class Clip:
     """Something to watch and hear.
 
@@ -128,6 +145,10 @@ class World:
     def captions(self, split: str, index: Int[Tensor, " b"]) -> list[str]:
         """What the text says of these clips."""
         return [""] * len(index)
+
+    def marks(self, split: str, index: Int[Tensor, " b"]) -> list[list[Mark]]:
+        """What happens in these clips, in order of time; nothing for a world that knows of no events."""
+        return [[] for _ in range(len(index))]
 
     def clip(self, streams: Mapping[str, Tensor], row: int) -> Clip | None:
         """One sample of a batch of token values as picture and sound; None for a world that shows nothing."""

@@ -25,7 +25,7 @@ from nava_lab.conditioning.timbre import with_references
 from nava_lab.registry import worlds
 from nava_lab.rng import uniform
 from nava_lab.streams import Batch, Interface, References, Stream
-from nava_lab.worlds.base import Events, levels, positive
+from nava_lab.worlds.base import Events, Mark, levels, positive
 from nava_lab.worlds.staged import Script, Staged, mixed
 from nava_lab.worlds.voices import LOUDNESS, Voices
 
@@ -191,6 +191,21 @@ class SpeakersWorld(Staged):
         integral = (1 - DEPTH / 2) * since + DEPTH / 2 * torch.sin(wave * since) / wave
         each = (integral[..., 1:] - integral[..., :-1]) * hz
         return torch.stack([(each * (extra["speaker"] == k).unsqueeze(-1)).sum(1) for k in range(self.voices)], 1)
+
+    def marks(self, split: str, index: Tensor) -> list[list[Mark]]:
+        extra = self.script(split, index).extra
+        rows = zip(*(extra[name].tolist() for name in ("span_start", "span_end", "speaker", "voice", "given")), strict=True)
+        return [
+            [
+                Mark(name, what, start, end)
+                for start, end, who, given in zip(starts, ends, speakers, givens, strict=True)
+                for name, what in (
+                    ("video", f"{self.scene.colours[who]} speaks"),
+                    ("audio", f"voice {voices[who]}{'' if given else ', no reference'}"),
+                )
+            ]
+            for starts, ends, speakers, voices, givens in rows
+        ]
 
     def events(self, streams: Mapping[str, Tensor]) -> dict[str, Events]:
         """None: what matters here are spans, which the metric reads off the sound."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from nava_lab.conditioning.text import WordTokenizer, text_stream
 from nava_lab.rng import uniform
 from nava_lab.streams import Batch, Interface, ModalitySpec, Stream, time_positions
-from nava_lab.worlds.base import Clip, Events, World, positive, whole
+from nava_lab.worlds.base import Clip, Events, Mark, World, positive, whole
 from nava_lab.worlds.pulses import Decoder, Pulse, count_range, draw_onsets, merge_kinds
 from nava_lab.worlds.scene import Scene, sonify
 
@@ -163,6 +163,19 @@ class Staged(World):
     def captions(self, split: str, index: Tensor) -> list[str]:
         """What the text says of these clips."""
         return self.tokenizer.read(self.script(split, index).words)
+
+    def marks(self, split: str, index: Tensor) -> list[list[Mark]]:
+        script = self.script(split, index)
+        parts = (("video", script.seen, self.scene.colours), ("audio", script.heard, self.scene.timbre_names))
+        found: list[list[Mark]] = []
+        for row in range(len(index)):
+            marks = [
+                Mark(name, names[int(events.kind[row, k])], float(events.seconds[row, k]))
+                for name, events, names in parts
+                for k in events.real[row].nonzero().flatten().tolist()
+            ]
+            found.append(sorted(marks, key=lambda mark: mark.seconds))
+        return found
 
     def tokens(self, video: Tensor, audio: Tensor) -> dict[str, Stream]:
         """Pictures ``b t h w 3`` and envelopes ``b t bands`` as scaled tokens."""

@@ -245,8 +245,9 @@ def check_choices(overrides: Sequence[str]) -> None:
         value = override.value()
         picked = value.list if override.is_choice_sweep() else [value]  # type: ignore[union-attr]
         for option in picked:
-            if option is not None and str(option) not in known[group]:
-                raise ConfigError(f"{group}={option}: {nearest(str(option), known[group])}")
+            name = str(getattr(option, "text", option))  # of a list, a name in quotes stays an object
+            if option is not None and name not in known[group]:
+                raise ConfigError(f"{group}={name}: {nearest(name, known[group])}")
 
 
 def load(overrides: Sequence[str] = (), config_name: str = "train") -> Config:

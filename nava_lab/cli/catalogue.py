@@ -29,12 +29,13 @@ def catalogue(short: bool) -> str:
             lines.append(f"  {entry.name:18} {entry.summary}")
             if not short:
                 key = entries.variable.removesuffix("s")
-                lines += [f"      {key}.{field}={default}" for field, default in entry.fields]
+                lines += [f"      {key}.{field}={default.removeprefix('lambda: ')}" for field, default in entry.fields]
     lines.append("Budgets:\n  budget.parameters=1_000_000, or budget.flops=..., or budget.width=... budget.hidden=...")
     if short:
         return "\n".join(lines) + "\n"
     settings = [
         ("every variant", "variant", "models/variant.py", "Variant"),
+        ("every world of flashes and sounds", "world", "worlds/staged.py", "Staged"),
         ("budget", "budget", "budget/solve.py", "Budget"),
         ("training", "training", "training/settings.py", "Training"),
         ("noise and objective", "flow", "config.py", "Flow"),
@@ -49,7 +50,7 @@ def catalogue(short: bool) -> str:
         node = next(part for part in tree.body if isinstance(part, ast.ClassDef) and part.name == class_name)
         lines.append(f"Settings, {title}:")
         lines += [f"  {key}.{field}={default}" for field, default in _fields(node) if default not in ("None",) or key == "budget"]
-    lines.append("  seed=0")
+    lines += ["  seed=0", "  difficulty=medium    (easy, medium, hard: sets the field by which a world grows harder)"]
     lines.append("Guidance (all off):")
     for entry in guidance.entries.values():
         names = [field for field, _ in entry.fields]

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nava_lab.conditioning.text import without_text
 from nava_lab.evaluation.base import WorldMetric
 from nava_lab.evaluation.score import Score
 from nava_lab.flow.draws import Drawing
@@ -37,6 +38,7 @@ class Protocol:
         batch_size: clips at a time; changes no score.
         split: which clips.
         given: a modality that the samples are given clean, as it truly is; empty for none.
+        told: whether samples are shown their captions; a model that was never shown any is not.
     """
 
     sampler: Sampler = field(default_factory=Sampler)
@@ -45,6 +47,7 @@ class Protocol:
     batch_size: int = 64
     split: str = "test"
     given: str = ""
+    told: bool = True
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,11 @@ def feed(chosen: Sequence[WorldMetric], world: World, batch: Batch, streams: Map
             metric.update_clips(batch, streams)
 
 
+def untold(batch: Batch) -> Stream:
+    """No caption for anybody."""
+    return without_text(batch.text, torch.ones(len(batch), dtype=torch.bool, device=batch.index.device))
+
+
 def true_modality(name: str) -> Callable[[Batch], dict[str, Clean]]:
     """Gives a modality of the true clips."""
     return lambda batch: {name: Clean(batch.streams[name].tokens)}
@@ -137,7 +145,8 @@ def evaluate(
     count = min(most, protocol.clips if by_samples else keep)
     loss_clips = min(most, protocol.loss_clips)
     arguments = (network, world, protocol.sampler, seed, count, protocol.batch_size, protocol.split, device, progress)
-    for batch, made in sample(*arguments, given=true_modality(protocol.given) if protocol.given else None):
+    given = true_modality(protocol.given) if protocol.given else None
+    for batch, made in sample(*arguments, given=given, text=None if protocol.told else untold):
         feed(by_samples, world, batch, made)
         feed(exact, world, batch, {name: stream.tokens for name, stream in batch.streams.items()})
         if sum(len(part) for part in next(iter(first.values()), [])) < keep:

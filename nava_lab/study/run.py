@@ -216,6 +216,7 @@ def scoring_record(config: Config, built: Parts) -> dict[str, Any]:
         "shifts": dict(sampler.shifts),
         "schedules": dict(scoring["schedules"]),
         "given": protocol.given,
+        "captions": "" if protocol.told else "never shown",
         "unlike_training": told,
     }
     return {

@@ -145,7 +145,7 @@ def test_the_world_called_null_is_a_world_and_not_nothing(tmp_path):
     assert config.world.name == "null"
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(dict(config.resolved)))
     assert from_file(tmp_path / "config.yaml").world == config.world
-    small = ["variant=unified", "budget.parameters=300_000", "experiment=null"]
+    small = ["variant=unified", "budget.parameters=300_000"]
     names = [job.overrides for job in jobs_of(["world=null,pulse", *small])]
     assert [load(overrides).world.name for overrides in names] == ["null", "pulse"]
 

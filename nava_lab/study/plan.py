@@ -112,7 +112,7 @@ def corners(study: Study) -> list[dict[str, Any]]:
 
 
 def plan_of(study: Study, root: Path, timed: bool, threads: int | None = None) -> Plan:
-    """Compose and build every point at both ends of the tuned space; StudyError says which one cannot be meant.
+    """Compose and build every point, one at both ends of the tuned space; StudyError says which one cannot be meant.
 
     Args:
         study: what is planned.
@@ -123,7 +123,7 @@ def plan_of(study: Study, root: Path, timed: bool, threads: int | None = None) -
     finished = _finished(root) if timed else []
     points = []
     for point in study.points:
-        config, built = _built(study, point)
+        config, built = _built(study, point, corners(study)[: 1 if points else None])
         _check(study, point, config)
         expected = expect(config, built, finished, threads) if timed else Expected(None, "not asked for")
         tunings = len(slots_of(study.tuning)) * len(study.tuning.seeds) if study.tuning else 0

@@ -109,7 +109,7 @@ def test_what_is_given_on_the_command_line_is_checked_too(file, edition, overrid
 
 def test_optional_levels_that_are_not_here_are_left_out_and_said(file):
     file.write_text(GOOD.replace("[0, 0.5, 1]}", "[0, 1], variant: [unified, yet_to_come]}\noptional: [variant]"))
-    study = read_study(file, present={"variant": ["unified"]})
+    study = read_study(file, here=lambda settings: settings["variant"] == "unified")
     assert study.left_out == ("variant=yet_to_come",)
     assert {point.levels["variant"] for point in study.points} == {"unified"}
     assert len(read_study(file).points) == 8  # where nothing is said of what there is
@@ -123,7 +123,9 @@ def test_named_levels_set_several_keys_and_grids_add_up(file):
     assert study.points[2].settings["flow.coupling"] == "independent"
 
 
-@pytest.mark.parametrize("value", [1, 0.003, True, None, "pulse", "a b", "it's", "null", ["attention", "text"], [1, 0.5], {"a": 1}, -3e-5])
+@pytest.mark.parametrize(
+    "value", [1, 0.003, True, None, "pulse", "a b", "it's", "null", ["attention", "text"], [1, 0.5], {"a": 1}, -3e-5]
+)
 def test_hydra_reads_an_override_back_as_the_same_value(value):
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -151,7 +153,9 @@ def test_a_result_is_read_back_as_it_was_written(file, tmp_path):
     folder.mkdir(parents=True)
     point = study.points[0]
     runs = (
-        PlannedRun(point.key, point.budget, CONFIRMATION, 0, "finished", tmp_path / "runs" / "a", {"training.lr": 0.1}, None, 0.5),
+        PlannedRun(
+            point.key, point.budget, CONFIRMATION, 0, "finished", tmp_path / "runs" / "a", {"training.lr": 0.1}, None, 0.5
+        ),
         PlannedRun(point.key, point.budget, CONFIRMATION, 1, "failed", error="no"),
     )
     choice = Choice(point.key, {"training.lr": 0.1}, 0.5, 3, 0, 1, {"training.lr": "high"})

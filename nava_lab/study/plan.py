@@ -121,7 +121,7 @@ def plan_of(study: Study, root: Path, timed: bool, threads: int | None = None) -
         threads: torch threads that each worker will have; None for as many as now.
     """
     finished = _finished(root) if timed else []
-    points = []
+    points: list[PlannedPoint] = []
     for point in study.points:
         config, built = _built(study, point, corners(study)[: 1 if points else None])
         _check(study, point, config)
@@ -132,7 +132,7 @@ def plan_of(study: Study, root: Path, timed: bool, threads: int | None = None) -
     return Plan(study, tuple(points))
 
 
-def _built(study: Study, point: Point) -> tuple[Config, Parts]:
+def _built(study: Study, point: Point, at: Sequence[Mapping[str, Any]]) -> tuple[Config, Parts]:
     try:
         made = [
             (config, prepared(config))

@@ -6,12 +6,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from nava_lab.config import CONFIGS, choices
-from nava_lab.study.grammar import StudyError
+from nava_lab.config import CONFIGS, ConfigError, load
+from nava_lab.study.grammar import StudyError, override
 from nava_lab.study.ledger import Ledger, folder_of
 from nava_lab.study.plan import Plan, plan_of
 from nava_lab.study.results import StudyResult
@@ -51,7 +52,16 @@ def read(wish: Wish) -> tuple[Study, Path]:
     root = next((part.split("=", 1)[1] for part in reversed(wish.overrides) if part.startswith("output.root=")), "runs")
     overrides = [part for part in wish.overrides if not part.startswith("output.root=")]
     edition = wish.edition or fitting_edition(wish.file)
-    return read_study(wish.file, edition, overrides, choices()), Path(root)
+    return read_study(wish.file, edition, overrides, is_here), Path(root)
+
+
+def is_here(settings: Mapping[str, Any]) -> bool:
+    """Whether this checkout has the variants, worlds and keys that some settings name."""
+    try:
+        load([override(key, value) for key, value in settings.items()])
+    except ConfigError:
+        return False
+    return True
 
 
 def fitting_edition(file: Path) -> str:

@@ -25,18 +25,27 @@ class WorldMetric(Metric):
     - ``needs = "samples"``: ``update_samples(batch, events)`` with the events decoded from generated clips;
     - ``needs = "losses"``: ``update_losses(batch, losses, levels)`` with each clip's velocity errors.
 
-    Call ``update(**row)`` only through these. ``compute`` returns scores by name.
+    Call ``update(**row)`` only through these. ``compute`` returns scores by name. What a report does with them is declared:
+    ``shown`` are the scores that lead its tables, most telling first (the rest follow by name), and
+    ``higher_is_better_by_score`` gives the better direction by a score's name or what stands before its "@"; a score that
+    it leaves out is best neither high nor low (a rate that should be 1).
     """
 
     name: ClassVar[str] = ""
     needs: ClassVar[str] = ""
     higher_is_better_by_score: ClassVar[Mapping[str, bool]] = {}
+    shown: ClassVar[tuple[str, ...]] = ()
     full_state_update = False
 
     def __init__(self, world: World):
         super().__init__()
         self.world = world
         self.kept: tuple[str, ...] = ()
+
+    @classmethod
+    def direction(cls, score: str) -> bool | None:
+        """Whether higher is better in a score; None where the metric declares neither."""
+        return cls.higher_is_better_by_score.get(score, cls.higher_is_better_by_score.get(score.split("@")[0]))
 
     def keep(self, *names: str) -> None:
         """Declare list states; ``index`` comes with them."""
@@ -68,7 +77,7 @@ class WorldMetric(Metric):
         raise TypeError(f"{type(self).__name__} computes nothing")
 
     def per_clip(self) -> dict[str, np.ndarray]:
-        """One value per clip for each thing worth pairing across runs, with ``index``."""
+        """One value per clip for each thing worth pairing or drawing, with ``index``; what clips have several of lies flat."""
         return {}
 
 

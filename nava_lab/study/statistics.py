@@ -146,49 +146,45 @@ def paired(first: str, second: str, a: Mapping[int, float], b: Mapping[int, floa
 
 
 @dataclass(frozen=True)
-class Tuning:
+class Tuned:
     """How a variant's settings were found.
 
     Attributes:
-        trials: finished ones.
-        failed: those that broke; they count against the variant and are shown.
-        space: key -> (low, high) of what was searched.
-        best: key -> the value taken.
+        trials: that were begun, whatever became of them: finished, pruned or failed.
+        failed: those of them that broke; they count against the variant.
+        space: what was searched, by key.
+        at_bound: by key, the end of the space ("low" or "high") at which the choice lies.
+        seeds: on which trials were scored.
     """
 
     trials: int
     failed: int = 0
-    space: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    best: Mapping[str, float] = field(default_factory=dict)
-    seeds: tuple[int, ...] = ()  # on which trials were scored
+    space: Mapping[str, Any] = field(default_factory=dict)
+    at_bound: Mapping[str, str] = field(default_factory=dict)
+    seeds: tuple[int, ...] = ()
 
 
-EDGE = 0.02  # share of the space, in logarithms where it spans a decade, that counts as its edge
-
-
-def unfair_tuning(tuned: Mapping[str, Tuning], test_seeds: Sequence[int] = ()) -> list[str]:
-    """What keeps a comparison of tuned variants from being fair, one sentence each; empty if nothing does."""
+def unequal_tuning(tuned: Mapping[str, Tuned], test_seeds: Sequence[int] = ()) -> list[str]:
+    """What keeps tuned variants from being compared, one sentence each; empty if nothing does."""
     said = []
-    for what, of in (("trials", lambda part: part.trials + part.failed), ("search space", lambda part: dict(part.space))):
+    for what, of in (("trials", lambda part: part.trials), ("space", lambda part: dict(part.space))):
         values = {name: of(part) for name, part in tuned.items()}
         if len({repr(value) for value in values.values()}) > 1:
             said.append(f"tuning differs in {what} (" + ", ".join(f"{name}: {value}" for name, value in values.items()) + ")")
     for name, part in tuned.items():
-        for key, value in part.best.items():
-            if key in part.space and _at_edge(value, *part.space[key]):
-                low, high = part.space[key]
-                said.append(f"{name}: the best {key} ({value:.3g}) lies at the edge of [{low:.3g}, {high:.3g}]: widen the space")
         if shared := sorted(set(part.seeds) & set(test_seeds)):
             said.append(f"{name} was tuned on test seed{'s' if len(shared) > 1 else ''} {', '.join(map(str, shared))}")
     return said
 
 
-def _at_edge(value: float, low: float, high: float) -> bool:
-    if low == high:
-        return False
-    scale = np.log if low > 0 and high / low >= 10 else np.asarray
-    place = (scale(value) - scale(low)) / (scale(high) - scale(low))
-    return bool(place <= EDGE or place >= 1 - EDGE)
+def tuning_doubts(tuned: Mapping[str, Tuned]) -> list[str]:
+    """What to know about a tuning that was equal: optima at an end of the space, and trials that broke."""
+    said = []
+    for name, part in tuned.items():
+        said += [f"{name}: the best {key} lies at the {end} end of its space, so widen it" for key, end in part.at_bound.items()]
+        if part.failed:
+            said.append(f"{name}: {part.failed} of {part.trials} tuning trials failed")
+    return said
 
 
 class Law(NamedTuple):
@@ -269,17 +265,20 @@ class Scaling:
     weak: tuple[str, ...]
 
 
-def scaling(losses: Mapping[float, Mapping[int, float]], floor: float | None = None) -> Scaling:
-    """Fit size -> seed -> loss, over the seeds that every size has; the largest size is held out."""
+def scaling(losses: Mapping[float, Mapping[int, float]], floor: float | None = None, held_out: int = 1) -> Scaling:
+    """Fit size -> seed -> loss, over the seeds that every size has; the ``held_out`` largest sizes take no part in the fit."""
     sizes = sorted(losses)
-    if len(sizes) < 4:
-        raise ValueError(f"a scaling law has three unknowns and holds one size out: it needs 4 sizes at least, not {len(sizes)}")
+    if len(sizes) < 3 + held_out:
+        raise ValueError(
+            f"a scaling law has three unknowns and {held_out} of its sizes is held out: it needs {3 + held_out} sizes, "
+            f"not {len(sizes)}"
+        )
     seeds = sorted(set.intersection(*(set(part) for part in losses.values())))
     if not seeds:
         raise ValueError("no seed was run at every size: there is nothing to fit")
     table = np.array([[losses[size][seed] for size in sizes] for seed in seeds])
-    law = fit_law(sizes[:-1], table[:, :-1].mean(0), floor)
-    each = fit_law(sizes[:-1], table[:, :-1], floor)
+    law = fit_law(sizes[:-held_out], table[:, :-held_out].mean(0), floor)
+    each = fit_law(sizes[:-held_out], table[:, :-held_out], floor)
     foretold = each.E + each.a * sizes[-1] ** (-each.b)
     weak = []
     decades = float(np.log10(sizes[-1] / sizes[0]))

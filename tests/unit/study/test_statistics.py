@@ -4,13 +4,15 @@ Simulations draw fixed seeds. REPEATS experiments give a coverage of 95 % with a
 point either way is a real bound.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from nava_lab.study.statistics import (
     Law,
-    Tuning,
+    Tuned,
     fit_law,
     holm,
     least_p,
@@ -20,7 +22,8 @@ from nava_lab.study.statistics import (
     sign_flip,
     t_interval,
     tost,
-    unfair_tuning,
+    tuning_doubts,
+    unequal_tuning,
 )
 
 REPEATS = 20_000
@@ -203,21 +206,23 @@ def test_scaling_holds_the_largest_size_out():
     steeper = {size: {seed: value * (size / 1e5) ** -0.3 for seed, value in part.items()} for size, part in losses.items()}
     assert not scale_dependent(found, scaling(steeper))
     assert scale_dependent(found, found)
+    assert scaling(losses, held_out=2).predicted != found.predicted
     few = {size: {0: losses[size][0]} for size in sizes[:4]}
     assert [line.split(",")[0] for line in scaling(few).weak] == ["4 sizes", "sizes span 1.20 decades", "1 seed"]
-    with pytest.raises(ValueError, match="needs 4 sizes at least, not 3"):
+    with pytest.raises(ValueError, match="needs 4 sizes, not 3"):
         scaling({size: losses[size] for size in sizes[:3]})
 
 
 def test_equal_tuning_is_checked():
     space = {"training.lr": (1e-4, 1e-2)}
-    fair = Tuning(8, 0, space, {"training.lr": 1e-3}, (100, 101))
-    assert unfair_tuning({"a": fair, "b": fair}, range(8)) == []
-    (line,) = unfair_tuning({"a": fair, "b": Tuning(4, 1, space, {"training.lr": 1e-3})})
-    assert line == "tuning differs in trials (a: 8, b: 5)"
-    (line,) = unfair_tuning({"a": Tuning(8, 0, space, {"training.lr": 9.9e-3})})
-    assert "lies at the edge of [0.0001, 0.01]: widen the space" in line
-    (line,) = unfair_tuning({"a": fair}, (7, 100))
-    assert line == "a was tuned on test seed 100"
-    (line,) = unfair_tuning({"a": fair, "b": Tuning(8, 0, {"training.lr": (1e-4, 1.0)}, {"training.lr": 1e-2})})
-    assert line.startswith("tuning differs in search space")
+    fair = Tuned(8, 0, space, seeds=(100, 101))
+    assert unequal_tuning({"a": fair, "b": fair}, range(8)) == []
+    assert unequal_tuning({"a": fair, "b": replace(fair, trials=5)}) == ["tuning differs in trials (a: 8, b: 5)"]
+    assert unequal_tuning({"a": fair}, (7, 100)) == ["a was tuned on test seed 100"]
+    (line,) = unequal_tuning({"a": fair, "b": replace(fair, space={"training.lr": (1e-4, 1.0)})})
+    assert line.startswith("tuning differs in space")
+    assert tuning_doubts({"a": fair}) == []
+    assert tuning_doubts({"a": replace(fair, failed=2, at_bound={"training.lr": "high"})}) == [
+        "a: the best training.lr lies at the high end of its space, so widen it",
+        "a: 2 of 8 tuning trials failed",
+    ]

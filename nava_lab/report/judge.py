@@ -1,0 +1,171 @@
+"""From scores by seed to what may be concluded, in words with their uncertainty."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+from nava_lab.study.statistics import ALPHA, SEEDS_FOR_A_VERDICT, Paired, Tost, holm, least_p, paired, tost
+
+MARGIN_MS, MARGIN_POINTS = 5.0, 0.02  # what "no worse" allows where nothing else is declared
+
+
+def margin_of(score: str, higher_is_better: bool, declared: Mapping[str, float] | None = None) -> float | None:
+    """How much worse is still "no worse": as declared, else 5 ms of a time and 2 points of a share; None for other units."""
+    if declared and score in declared:
+        return declared[score]
+    return MARGIN_MS if score.endswith("_ms") else MARGIN_POINTS if higher_is_better else None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A contrast between two labels of a family, and what may be said of it.
+
+    Attributes:
+        found: first minus second by seed.
+        higher_is_better: the score's direction.
+        unequal: why the two may not be compared; empty if they may.
+        p: of the sign-flip test, after Holm over the contrasts it stands among.
+        margin: of "no worse"; None where the score has none.
+        within: the TOST against it, after Holm; positive differences are gains.
+        family: the budget it is under.
+    """
+
+    found: Paired
+    higher_is_better: bool
+    unequal: Sequence[str] = ()
+    p: float = 1.0
+    margin: float | None = None
+    within: Tost | None = None
+    family: str = ""
+
+    @property
+    def gain(self) -> float:
+        """Mean difference in the better direction."""
+        return self.found.interval.mean if self.higher_is_better else -self.found.interval.mean
+
+    @property
+    def outcome(self) -> str:
+        """refused, exploratory, ahead, behind, equal, no worse or open."""
+        if self.unequal or not self.found.n:
+            return "refused"
+        if not self.found.enough:
+            return "exploratory"
+        if self.p <= ALPHA:
+            return "ahead" if self.gain > 0 else "behind"
+        if self.within is not None and self.within.lower <= ALPHA:
+            return "equal" if self.within.upper <= ALPHA else "no worse"
+        return "open"
+
+    def sentence(self, score: str, among: int) -> str:
+        """The outcome with its uncertainty."""
+        first, second = self.found.first, self.found.second
+        digits = 1 if score.endswith("_ms") else 3
+        mean, low, high = self.found.interval
+        size = f"{signed(mean, digits)} [{signed(low, digits)}, {signed(high, digits)}]"
+        holm_note = f" after Holm over {among} contrasts" if among > 1 else ""
+        test = f"{self.found.n} paired seeds, sign-flip p = {p_value(self.p)}{holm_note}"
+        margin = "" if self.margin is None else f"{self.margin:g}{' ms' if score.endswith('_ms') else ''}"
+        match self.outcome:
+            case "refused" if self.unequal:
+                return f"{first} and {second} are not compared: {'; '.join(self.unequal)}."
+            case "refused":
+                return f"{first} and {second} share no finished seed."
+            case "exploratory":
+                n = self.found.n
+                return f"{first} minus {second}: {size} in {score} over {n} seed{'s' if n > 1 else ''}; exploratory."
+            case "ahead" | "behind" as side:
+                return f"{first} is {side} {'of ' if side == 'ahead' else ''}{second} in {score}: {size} ({test})."
+            case "equal":
+                return f"{first} and {second} are equal in {score} within {margin}: {size} ({test}; TOST p = {p_value(self.within.p)})."  # type: ignore[union-attr]
+            case "no worse":
+                return f"{first} is no worse than {second} in {score}, margin {margin}: {size} ({test}; TOST p = {p_value(self.within.lower)})."  # type: ignore[union-attr]
+        return f"{first} and {second} cannot be told apart in {score}: {size} ({test})."
+
+
+def signed(value: float, digits: int) -> str:
+    return "-" if value != value else f"{value:+.{digits}f}".replace("-", "−")
+
+
+def p_value(p: float) -> str:
+    return f"{p:.3f}" if p >= 0.001 else "< .001"
+
+
+Pair = tuple[str, str]
+
+
+def judge(
+    scores: Mapping[str, Mapping[int, float]],
+    pairs: Sequence[Pair],
+    higher_is_better: bool,
+    margin: float | None,
+    unequal: Mapping[Pair, Sequence[str]] | None = None,
+    family: str = "",
+) -> list[Judged]:
+    """Contrasts between labels, not yet corrected for how many there are (``corrected`` does that over all families)."""
+    found = []
+    for first, second in pairs:
+        difference = paired(first, second, scores.get(first, {}), scores.get(second, {}))
+        within = None
+        if margin is not None and difference.n > 1:
+            sign = 1 if higher_is_better else -1
+            within = Tost(*map(float, tost([sign * part for part in difference.differences], margin)))
+        refused = tuple((unequal or {}).get((first, second), ()))
+        found.append(Judged(difference, higher_is_better, refused, difference.p, margin, within, family))
+    return found
+
+
+def corrected(contrasts: Sequence[Judged]) -> list[Judged]:
+    """The contrasts with Holm's correction over those that are tested at all."""
+    tested = [part for part in contrasts if not part.unequal and part.found.n > 1]
+    flips = iter(holm([part.p for part in tested]))
+    bounds = [part.within for part in tested if part.within is not None]
+    lower, upper = iter(holm([part.lower for part in bounds])), iter(holm([part.upper for part in bounds]))
+    made = []
+    for part in contrasts:
+        if part.unequal or part.found.n <= 1:
+            made.append(part)
+            continue
+        within = None
+        if part.within is not None:
+            low, high = next(lower), next(upper)
+            within = Tost(low, high, max(low, high))
+        made.append(replace(part, p=next(flips), within=within))
+    return made
+
+
+def all_pairs(labels: Sequence[str]) -> list[Pair]:
+    return list(combinations(labels, 2))
+
+
+def hopeless(contrasts: Sequence[Judged]) -> str:
+    """A sentence where so many contrasts over so few seeds cannot come out decided, whatever the scores."""
+    tested = [part for part in contrasts if part.found.enough and not part.unequal]
+    if not tested or least_p(max(part.found.n for part in tested)) * len(tested) <= ALPHA:
+        return ""
+    seeds = SEEDS_FOR_A_VERDICT
+    while least_p(seeds) * len(tested) > ALPHA:
+        seeds += 1
+    return (
+        f"{len(tested)} contrasts over so few seeds leave the smallest of them no chance: after Holm its p cannot fall below "
+        f"{least_p(max(part.found.n for part in tested)) * len(tested):.2f}. Declare fewer, or run {seeds} seeds."
+    )
+
+
+def across_budgets(contrasts: Sequence[Judged]) -> list[str]:
+    """Whether each claim holds at equal parameters and at equal FLOPs alike: one sentence per pair under two budgets or more."""
+    pairs: dict[Pair, list[Judged]] = {}
+    for part in contrasts:
+        if part.outcome in ("ahead", "behind", "open", "equal", "no worse"):
+            pairs.setdefault((part.found.first, part.found.second), []).append(part)
+    lines = []
+    for (first, second), parts in pairs.items():
+        if len(parts) < 2 or not any(part.outcome in ("ahead", "behind") for part in parts):
+            continue
+        names = " and ".join(part.family for part in parts)
+        if len({part.gain > 0 for part in parts}) == 1:
+            lines.append(f"{first} against {second}: the sign agrees at equal {names}, so the claim holds.")
+        else:
+            lines.append(f"{first} against {second}: the sign differs between equal {names}, so no claim holds for both.")
+    return lines

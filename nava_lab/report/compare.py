@@ -175,10 +175,11 @@ def compare(paths: Sequence[Path]) -> Comparison:
     headline = headlines.pop() if len(headlines) == 1 else ""
     higher = bool(runs[0].record["higher_is_better"])
     unequal = differences(runs)
-    pairs = all_pairs(list(by_label(runs))) if headline and not unequal else []
+    family = Family("", runs, unequal)
+    pairs = [] if unequal else all_pairs([row.label for row in over_seeds(family, headline, higher)])
     scores = {label: scores_by_seed(group.values(), headline) for label, group in by_label(runs).items()}
     contrasts = corrected(judge(scores, pairs, higher, margin_of(headline, higher)))
-    families = [ranked(Family("", runs, unequal, contrasts), headline, higher)]
+    families = [ranked(replace(family, contrasts=contrasts), headline, higher)]
     worlds = " and ".join(dict.fromkeys(run.record["world"] for run in runs))
     names = list(by_label(runs))
     question = f"Which is best on {worlds}: {', '.join(names)}?" if len(names) > 1 else f"How good is {names[0]} on {worlds}?"
@@ -215,18 +216,15 @@ def _conclusion(comparison: Comparison) -> tuple[str, str, list[str]]:
         return ALONE, "One variant only: nothing to compare it with.", []
     if not comparison.headline:
         return NOT_RANKED, "Not ranked: the runs are judged by different scores.", []
-    sentences = [part.sentence(comparison.headline, len(usable)) for part in contrasts]
-    fewest = min((part.found.n for part in usable), default=0)
-    if fewest < SEEDS_FOR_A_VERDICT:
-        if fewest == 0:
-            n = min(len(group) for family in comparison.families for group in by_label(family.runs).values())
-            seeds = f"{n} seed{'s' if n > 1 else ''} per variant"
-        else:
-            seeds = f"{fewest} seed{'s' if fewest > 1 else ''} per variant"
-        notes = [] if fewest > 1 else [OVER_CLIPS]
+    families = comparison.families
+    sentences = [part.sentence(comparison.headline, len(family.contrasts)) for family in families for part in family.contrasts]
+    if not any(part.found.enough for part in usable):
+        groups = [group for family in families for group in by_label(family.runs).values()]
+        fewest = min((part.found.n for part in usable), default=min(map(len, groups)))
+        seeds = f"{fewest} seed{'s' if fewest > 1 else ''} per variant"
         summary = f"Exploratory: {seeds}, and a verdict needs {SEEDS_FOR_A_VERDICT}."
-        return EXPLORATORY, summary, notes + (sentences if fewest > 1 else [])
-    findings = [*across_budgets(contrasts), *sentences, *filter(None, [hopeless(contrasts)])]
+        return EXPLORATORY, summary, sentences if fewest > 1 else [OVER_CLIPS]
+    findings = [*across_budgets(contrasts), *sentences, *filter(None, (hopeless(family.contrasts) for family in families))]
     if not comparison.declared and len(usable) > 1:
         findings.append(f"No contrast was declared beforehand, so all {len(usable)} pairs count.")
     return VERDICT, _summary(comparison, usable), findings
@@ -236,28 +234,28 @@ OVER_CLIPS = "Intervals are over clips: they say how well one trained model is m
 
 
 def _summary(comparison: Comparison, usable: Sequence[Judged]) -> str:
-    decided = [part for part in usable if part.outcome in ("ahead", "behind")]
+    """The conclusion in a sentence or two: who is ahead of all others, or what each decided contrast says."""
     score, lines = comparison.headline, []
     for family in comparison.families:
-        labels = list(by_label(family.runs))
-        own = [part for part in decided if part.family == family.name]
+        others = set(by_label(family.runs))
+        own = [part for part in family.contrasts if part.outcome in ("ahead", "behind")]
         beaten: dict[str, set[str]] = {}
         for part in own:
             first, second = (part.found.first, part.found.second)[:: 1 if part.outcome == "ahead" else -1]
             beaten.setdefault(first, set()).add(second)
         under = f" at equal {family.name}" if family.name else ""
-        winner = next((label for label, others in beaten.items() if others == set(labels) - {label}), None)
-        if winner and len(labels) > 2:
+        winner = next((label for label, those in beaten.items() if those == others - {label}), None)
+        if winner and len(others) > 2:
             lines.append(f"{winner} is ahead of every other in {score}{under}.")
-        elif len(own) == 1:
-            (part,) = own
-            lines.append(part.sentence(score, len(usable)).split(":")[0] + under + ".")
+        elif 1 <= len(own) <= 2:
+            lines += [f"{part.claim(score)}." for part in own]
+        elif own:
+            lines.append(f"{len(own)} of {len(family.contrasts)} contrasts in {score} are decided{under}.")
     if lines:
         return " ".join(lines)
-    if not decided:
-        one = usable[0] if len(usable) == 1 else None
-        return one.sentence(score, 1).split(":")[0] + "." if one else f"None of {len(usable)} contrasts in {score} is decided."
-    return f"{len(decided)} of {len(usable)} contrasts in {score} are decided."
+    if len(usable) == 1:
+        return f"{usable[0].claim(score)}."
+    return f"None of {len(usable)} contrasts in {score} is decided."
 
 
 def _laws(comparison: Comparison) -> list[str]:
@@ -267,10 +265,10 @@ def _laws(comparison: Comparison) -> list[str]:
     for name, law in comparison.laws.items():
         b, error = law.exponent, law.error
         lines.append(
-            f"{name}: {loss} = {law.law.E:.3g} + {law.law.a:.3g} · {size}^−{law.law.b:.3g} "
-            f"(exponent {b.mean:.3f} [{b.low:.3f}, {b.high:.3f}]); at the held-out {law.held_out:.3g} it foretells {law.predicted:.4g}, "
-            f"observed {law.observed:.4g}, an error of {error.mean:+.1%} [{error.low:+.1%}, {error.high:+.1%}]"
-            + (f". Not to be relied on: {'; '.join(law.weak)}." if law.weak else ".")
+            f"{name}: {loss} = {law.law.E:.3g} + {law.law.a:.3g} · {size}^−{law.law.b:.3g}, exponent {b.mean:.3f} "
+            f"[{b.low:.3f}, {b.high:.3f}]. At the held-out {law.held_out:.3g} it foretells {law.predicted:.4g}, observed "
+            f"{law.observed:.4g}: off by {error.mean:+.1%} [{error.low:+.1%}, {error.high:+.1%}]."
+            + (f" Not to be relied on: {'; '.join(law.weak)}." if law.weak else "")
         )
     names = list(comparison.laws)
     for first, second in all_pairs(names):

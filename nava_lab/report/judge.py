@@ -47,41 +47,50 @@ class Judged:
 
     @property
     def outcome(self) -> str:
-        """refused, exploratory, ahead, behind, equal, no worse or open."""
+        """refused, exploratory, ahead, behind, equal, no worse, no better or open."""
         if self.unequal or not self.found.n:
             return "refused"
         if not self.found.enough:
             return "exploratory"
         if self.p <= ALPHA:
             return "ahead" if self.gain > 0 else "behind"
-        if self.within is not None and self.within.lower <= ALPHA:
-            return "equal" if self.within.upper <= ALPHA else "no worse"
-        return "open"
+        if self.within is None:
+            return "open"
+        within = (self.within.lower <= ALPHA, self.within.upper <= ALPHA)
+        return {(True, True): "equal", (True, False): "no worse", (False, True): "no better"}.get(within, "open")
+
+    def claim(self, score: str) -> str:
+        """The outcome without its numbers."""
+        first, second = self.found.first, self.found.second
+        margin = "" if self.margin is None else f"{self.margin:g}{' ms' if score.endswith('_ms') else ''}"
+        said = {
+            "refused": f"{first} and {second} are not compared",
+            "exploratory": f"{first} minus {second} in {score}, exploratory",
+            "ahead": f"{first} is ahead of {second} in {score}",
+            "behind": f"{first} is behind {second} in {score}",
+            "equal": f"{first} and {second} are equal in {score} within {margin}",
+            "no worse": f"{first} is no worse than {second} in {score}, margin {margin}",
+            "no better": f"{second} is no worse than {first} in {score}, margin {margin}",
+            "open": f"{first} and {second} cannot be told apart in {score}",
+        }[self.outcome]
+        return said + (f" at equal {self.family}" if self.family else "")
+
+    def evidence(self, score: str, among: int) -> str:
+        """The numbers behind the outcome; ``among`` so many contrasts that Holm's correction minds."""
+        n = self.found.n
+        if self.outcome == "refused":
+            return "; ".join(self.unequal) or "they share no finished seed"
+        digits = 1 if score.endswith("_ms") else 3
+        size = "{} [{}, {}]".format(*(signed(value, digits) for value in self.found.interval))
+        if self.outcome == "exploratory":
+            return f"{size} over {n} seed{'s' if n > 1 else ''}"
+        test = f"{n} paired seeds, sign-flip {p_value(self.p)}" + (f" after Holm over {among} contrasts" if among > 1 else "")
+        bound = {"equal": "p", "no worse": "lower", "no better": "upper"}.get(self.outcome)
+        return f"{size} ({test}{f'; TOST {p_value(getattr(self.within, bound))}' if bound else ''})"
 
     def sentence(self, score: str, among: int) -> str:
         """The outcome with its uncertainty."""
-        first, second = self.found.first, self.found.second
-        digits = 1 if score.endswith("_ms") else 3
-        mean, low, high = self.found.interval
-        size = f"{signed(mean, digits)} [{signed(low, digits)}, {signed(high, digits)}]"
-        holm_note = f" after Holm over {among} contrasts" if among > 1 else ""
-        test = f"{self.found.n} paired seeds, sign-flip p = {p_value(self.p)}{holm_note}"
-        margin = "" if self.margin is None else f"{self.margin:g}{' ms' if score.endswith('_ms') else ''}"
-        match self.outcome:
-            case "refused" if self.unequal:
-                return f"{first} and {second} are not compared: {'; '.join(self.unequal)}."
-            case "refused":
-                return f"{first} and {second} share no finished seed."
-            case "exploratory":
-                n = self.found.n
-                return f"{first} minus {second}: {size} in {score} over {n} seed{'s' if n > 1 else ''}; exploratory."
-            case "ahead" | "behind" as side:
-                return f"{first} is {side} {'of ' if side == 'ahead' else ''}{second} in {score}: {size} ({test})."
-            case "equal":
-                return f"{first} and {second} are equal in {score} within {margin}: {size} ({test}; TOST p = {p_value(self.within.p)})."  # type: ignore[union-attr]
-            case "no worse":
-                return f"{first} is no worse than {second} in {score}, margin {margin}: {size} ({test}; TOST p = {p_value(self.within.lower)})."  # type: ignore[union-attr]
-        return f"{first} and {second} cannot be told apart in {score}: {size} ({test})."
+        return f"{self.claim(score)}: {self.evidence(score, among)}."
 
 
 def signed(value: float, digits: int) -> str:
@@ -89,7 +98,7 @@ def signed(value: float, digits: int) -> str:
 
 
 def p_value(p: float) -> str:
-    return f"{p:.3f}" if p >= 0.001 else "< .001"
+    return f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
 
 
 Pair = tuple[str, str]
@@ -103,7 +112,7 @@ def judge(
     unequal: Mapping[Pair, Sequence[str]] | None = None,
     family: str = "",
 ) -> list[Judged]:
-    """Contrasts between labels, not yet corrected for how many there are (``corrected`` does that over all families)."""
+    """Contrasts between labels, not yet corrected for how many there are."""
     found = []
     for first, second in pairs:
         difference = paired(first, second, scores.get(first, {}), scores.get(second, {}))
@@ -117,7 +126,10 @@ def judge(
 
 
 def corrected(contrasts: Sequence[Judged]) -> list[Judged]:
-    """The contrasts with Holm's correction over those that are tested at all."""
+    """A family's contrasts with Holm's correction over those that are tested at all.
+
+    A family is one budget. A second budget is a condition on a claim, not a second chance, so it needs no correction.
+    """
     tested = [part for part in contrasts if not part.unequal and part.found.n > 1]
     flips = iter(holm([part.p for part in tested]))
     bounds = [part.within for part in tested if part.within is not None]
@@ -140,16 +152,17 @@ def all_pairs(labels: Sequence[str]) -> list[Pair]:
 
 
 def hopeless(contrasts: Sequence[Judged]) -> str:
-    """A sentence where so many contrasts over so few seeds cannot come out decided, whatever the scores."""
+    """A sentence where a family holds so many contrasts over so few seeds that none can come out decided."""
     tested = [part for part in contrasts if part.found.enough and not part.unequal]
-    if not tested or least_p(max(part.found.n for part in tested)) * len(tested) <= ALPHA:
+    if not tested:
         return ""
-    seeds = SEEDS_FOR_A_VERDICT
-    while least_p(seeds) * len(tested) > ALPHA:
-        seeds += 1
+    least = least_p(max(part.found.n for part in tested)) * len(tested)
+    if least <= ALPHA:
+        return ""
+    seeds = next(n for n in range(SEEDS_FOR_A_VERDICT, 64) if least_p(n) * len(tested) <= ALPHA)
     return (
-        f"{len(tested)} contrasts over so few seeds leave the smallest of them no chance: after Holm its p cannot fall below "
-        f"{least_p(max(part.found.n for part in tested)) * len(tested):.2f}. Declare fewer, or run {seeds} seeds."
+        f"{len(tested)} contrasts over so few seeds leave none of them a chance: after Holm no p can fall below {least:.2f}. "
+        f"Declare fewer, or run {seeds} seeds."
     )
 
 
@@ -157,7 +170,7 @@ def across_budgets(contrasts: Sequence[Judged]) -> list[str]:
     """Whether each claim holds at equal parameters and at equal FLOPs alike: one sentence per pair under two budgets or more."""
     pairs: dict[Pair, list[Judged]] = {}
     for part in contrasts:
-        if part.outcome in ("ahead", "behind", "open", "equal", "no worse"):
+        if part.outcome not in ("refused", "exploratory"):
             pairs.setdefault((part.found.first, part.found.second), []).append(part)
     lines = []
     for (first, second), parts in pairs.items():

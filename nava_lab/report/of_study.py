@@ -12,7 +12,7 @@ from nava_lab.report.judge import Judged, all_pairs, corrected, judge, margin_of
 from nava_lab.report.runs import Run, by_label, differences, load_run, scores_by_seed
 from nava_lab.study import record
 from nava_lab.study.results import CONFIRMATION, TUNING, StudyResult, load_study
-from nava_lab.study.statistics import Scaling, Tuned, scaling, tuning_doubts, unequal_tuning
+from nava_lab.study.statistics import Scaling, Tuned, main_effects, scaling, tuning_doubts, unequal_tuning
 
 
 def compare_study(folder: Path) -> Comparison:
@@ -29,9 +29,8 @@ def compare_study(folder: Path) -> Comparison:
         if own:
             families.append(Family(budget, own, differences(own, varied)))
             contrasts.append(_judged(result, families[-1], varied))
-    flat_contrasts = iter(corrected([part for group in contrasts for part in group]))
     families = [
-        ranked(replace(family, contrasts=[next(flat_contrasts) for _ in group]), study.metric, result.higher_is_better)
+        ranked(replace(family, contrasts=corrected(group)), study.metric, result.higher_is_better)
         for family, group in zip(families, contrasts, strict=True)
     ]
     tuned = _tuned(result)
@@ -138,12 +137,20 @@ def _laws(result: StudyResult, runs: Sequence[Run]) -> dict[str, Scaling]:
     return {name: scaling(part, held_out=asked.held_out) for name, part in enough.items()}
 
 
+def _importance(result: StudyResult) -> dict[str, float]:
+    """How much of the variance between tuning trials each setting explains."""
+    trials = [run for run in result.runs if run.phase == TUNING and run.value is not None]
+    rows = [{**result.study.point(run.point).levels, **run.tuned} for run in trials]
+    return main_effects(rows, [run.value for run in trials if run.value is not None])
+
+
 def _extra(result: StudyResult) -> dict[str, Any]:
     """What the page shows of a study besides its runs."""
     trials = [run for run in result.runs if run.phase == TUNING]
     return {
         "study": result.study.name + (f", edition {result.study.edition}" if result.study.edition else ""),
         "fields": dict(result.study.source),
-        "choices": {key: choice for key, choice in result.choices.items()},
+        "choices": dict(result.choices),
+        "importance": _importance(result),
         "trials": trials,
     }

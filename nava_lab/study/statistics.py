@@ -145,6 +145,32 @@ def paired(first: str, second: str, a: Mapping[int, float], b: Mapping[int, floa
     return Paired(first, second, seeds, tuple(differences.tolist()), found, float(sign_flip(differences)))
 
 
+def main_effects(rows: Sequence[Mapping[str, Any]], values: Sequence[float]) -> dict[str, float]:
+    """Share of the values' variance that each setting explains by itself (eta squared), numbers of many values in thirds.
+
+    Settings that are everywhere the same are left out; empty where there are fewer than eight values, or none vary.
+    """
+    y = np.asarray(values, dtype=float)
+    total = float(((y - y.mean()) ** 2).sum()) if len(y) else 0.0
+    if len(y) < 8 or total == 0:
+        return {}
+    found = {}
+    for key in dict.fromkeys(name for row in rows for name in row):
+        groups = _groups([row.get(key) for row in rows])
+        if len(set(groups)) > 1:
+            parts = [y[[group == name for group in groups]] for name in set(groups)]
+            found[key] = sum(len(part) * (part.mean() - y.mean()) ** 2 for part in parts) / total
+    return {key: float(share) for key, share in found.items()}
+
+
+def _groups(column: Sequence[Any]) -> list[str]:
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in column)
+    if numbers and len(set(column)) > 5:
+        edges = np.quantile(column, (1 / 3, 2 / 3))
+        return [str(int(np.searchsorted(edges, value))) for value in column]
+    return [repr(value) for value in column]
+
+
 @dataclass(frozen=True)
 class Tuned:
     """How a variant's settings were found.
@@ -254,6 +280,8 @@ class Scaling:
         predicted: by the law of the smaller sizes.
         error: relative prediction error over seeds, (predicted - observed) / observed.
         weak: why the fit is not to be relied on, one sentence each; empty if it is.
+        points: (size, mean loss), held-out ones included.
+        first_held_out: the smallest size that took no part in the fit.
     """
 
     law: Law
@@ -263,6 +291,8 @@ class Scaling:
     predicted: float
     error: Interval
     weak: tuple[str, ...]
+    points: tuple[tuple[float, float], ...]
+    first_held_out: float
 
 
 def scaling(losses: Mapping[float, Mapping[int, float]], floor: float | None = None, held_out: int = 1) -> Scaling:
@@ -299,6 +329,8 @@ def scaling(losses: Mapping[float, Mapping[int, float]], floor: float | None = N
         float(law(sizes[-1])),
         t_interval((foretold - table[:, -1]) / table[:, -1]),
         tuple(weak),
+        tuple(zip(sizes, means.tolist(), strict=True)),
+        sizes[-held_out],
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nava_lab.report.judge import Judged, Pair, across_budgets, all_pairs, corrected, hopeless, judge, margin_of
+from nava_lab.report.judge import Judged, across_budgets, all_pairs, corrected, hopeless, judge, margin_of, p_value, signed
 from nava_lab.report.runs import Run, by_label, differences, find_runs, labelled, load_run, scores_by_seed
 from nava_lab.study import record
 from nava_lab.study.statistics import SEEDS_FOR_A_VERDICT, Interval, Scaling, scale_dependent, t_interval
@@ -79,6 +79,7 @@ class Comparison:
         status: verdict, exploratory, not ranked or nothing to compare.
         summary: the conclusion in one sentence.
         findings: what supports and limits it, a sentence each.
+        sentences: every contrast in words.
         doubts: what a reader should know beside it: failures, tuning at its bounds.
         left_out: runs that are not here and why, a sentence each.
         planned: how many runs there should be; 0 where nobody planned them.
@@ -96,6 +97,7 @@ class Comparison:
     status: str = EXPLORATORY
     summary: str = ""
     findings: Sequence[str] = ()
+    sentences: Sequence[str] = ()
     doubts: Sequence[str] = ()
     left_out: Sequence[str] = ()
     planned: int = 0
@@ -107,7 +109,7 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """Everything that is concluded, as one text."""
-        return " ".join([self.summary, *self.findings])
+        return " ".join([self.summary, *self.findings, *self.sentences])
 
     @property
     def differences(self) -> list[str]:
@@ -203,7 +205,10 @@ def ranked(family: Family, headline: str, higher_is_better: bool) -> Family:
 def concluded(comparison: Comparison) -> Comparison:
     """The comparison with its status, summary and findings."""
     status, summary, findings = _conclusion(comparison)
-    return replace(comparison, status=status, summary=summary, findings=[*findings, *_laws(comparison)])
+    families, score = comparison.families, comparison.headline
+    sentences = [part.sentence(score, len(family.contrasts)) for family in families for part in family.contrasts]
+    findings = [*findings, *_laws(comparison)]
+    return replace(comparison, status=status, summary=summary, findings=findings, sentences=sentences)
 
 
 def _conclusion(comparison: Comparison) -> tuple[str, str, list[str]]:
@@ -217,14 +222,13 @@ def _conclusion(comparison: Comparison) -> tuple[str, str, list[str]]:
     if not comparison.headline:
         return NOT_RANKED, "Not ranked: the runs are judged by different scores.", []
     families = comparison.families
-    sentences = [part.sentence(comparison.headline, len(family.contrasts)) for family in families for part in family.contrasts]
     if not any(part.found.enough for part in usable):
         groups = [group for family in families for group in by_label(family.runs).values()]
         fewest = min((part.found.n for part in usable), default=min(map(len, groups)))
         seeds = f"{fewest} seed{'s' if fewest > 1 else ''} per variant"
         summary = f"Exploratory: {seeds}, and a verdict needs {SEEDS_FOR_A_VERDICT}."
-        return EXPLORATORY, summary, sentences if fewest > 1 else [OVER_CLIPS]
-    findings = [*across_budgets(contrasts), *sentences, *filter(None, (hopeless(family.contrasts) for family in families))]
+        return EXPLORATORY, summary, [] if fewest > 1 else [OVER_CLIPS]
+    findings = [*across_budgets(contrasts), *filter(None, (hopeless(family.contrasts) for family in families))]
     if not comparison.declared and len(usable) > 1:
         findings.append(f"No contrast was declared beforehand, so all {len(usable)} pairs count.")
     return VERDICT, _summary(comparison, usable), findings
@@ -245,8 +249,11 @@ def _summary(comparison: Comparison, usable: Sequence[Judged]) -> str:
             beaten.setdefault(first, set()).add(second)
         under = f" at equal {family.name}" if family.name else ""
         winner = next((label for label, those in beaten.items() if those == others - {label}), None)
+        alike = {(part.found.second, part.outcome) for part in own}
         if winner and len(others) > 2:
             lines.append(f"{winner} is ahead of every other in {score}{under}.")
+        elif len(own) > 2 and len(alike) == 1:
+            lines.append(_together(own, score, len(family.contrasts)))
         elif 1 <= len(own) <= 2:
             lines += [f"{part.claim(score)}." for part in own]
         elif own:
@@ -256,6 +263,23 @@ def _summary(comparison: Comparison, usable: Sequence[Judged]) -> str:
     if len(usable) == 1:
         return f"{usable[0].claim(score)}."
     return f"None of {len(usable)} contrasts in {score} is decided."
+
+
+def _together(parts: Sequence[Judged], score: str, among: int) -> str:
+    """Several contrasts against one label that came out alike, in one sentence."""
+    first = parts[0]
+    axes = {part.found.first.partition("=")[0] for part in parts}
+    prefix = f"{axes.pop()}=" if len(axes) == 1 else ""  # "align_fraction=0.25, 0.5 and 1" rather than the name three times
+    names = [part.found.first.removeprefix(prefix) for part in parts]
+    listed = f"{prefix}{', '.join(names[:-1])} and {names[-1]}"
+    digits = 1 if score.endswith("_ms") else 3
+    means = sorted((part.found.interval.mean for part in parts), key=abs)
+    side = "ahead of" if first.outcome == "ahead" else "behind"
+    under = f" at equal {first.family}" if first.family else ""
+    size = f"{signed(means[0], digits)} to {signed(means[-1], digits)}"
+    worst = max(part.p for part in parts)
+    test = f"each {p_value(worst)} or less after Holm over {among}"
+    return f"{listed} are {side} {first.found.second} in {score}{under}, by {size} ({test})."
 
 
 def _laws(comparison: Comparison) -> list[str]:
@@ -277,4 +301,4 @@ def _laws(comparison: Comparison) -> list[str]:
     return lines
 
 
-__all__ = ["Comparison", "Family", "OverSeeds", "Pair", "Run", "compare", "load_run"]
+__all__ = ["Comparison", "Family", "OverSeeds", "Run", "compare", "load_run"]

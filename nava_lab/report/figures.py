@@ -11,7 +11,7 @@ import numpy as np
 
 from nava_lab.report.axes import Axis, numeric_axes
 from nava_lab.report.compare import Comparison, OverSeeds
-from nava_lab.report.plotting import FAINT, INK, MARKERS, OKABE_ITO, WIDE, Figure, draw, legend, plain_ticks
+from nava_lab.report.plotting import FAINT, INK, MARKERS, OKABE_ITO, WIDE, Figure, draw, legend, plain_decades, plain_ticks
 from nava_lab.report.runs import by_label
 
 BINS_MS = np.arange(-250, 251, 10)
@@ -68,7 +68,7 @@ def _ends(row: OverSeeds, score: str) -> tuple[float, float, float]:
 def _interval_note(rows: Sequence[OverSeeds]) -> str:
     if max(row.seeds for row in rows) == 1:
         return "Bars are 95 % intervals over clips of one trained model."
-    return "Large marks are means, bars 95 % t-intervals over seeds, small dots single seeds."
+    return "Marks are means over seeds, bars their 95 % t-intervals."
 
 
 def _scores(comparison: Comparison) -> Figure | None:
@@ -92,19 +92,20 @@ def _scores(comparison: Comparison) -> Figure | None:
         _bounded(axis.set_xlim, axis.get_xlim(), axis.axvline, score)
 
     height = 0.75 + 0.42 * len(rows)
+    note = _interval_note(rows) + (" Small dots are single seeds." if max(row.seeds for row in rows) > 1 else "")
     alt = f"{score}: " + "; ".join(
         f"{name} {_ends(row, score)[0]:.3f}, interval {_ends(row, score)[1]:.3f} to {_ends(row, score)[2]:.3f}"
         for name, row in zip(names, rows, strict=True)
     )
-    return draw("scores", f"{score} with its uncertainty", alt, _interval_note(rows), (6.4, height), paint)
+    return draw("scores", f"{score} with its uncertainty", alt, note, (6.4, height), paint)
 
 
 CHANCE_TO_PERFECT = ("sync_auc", "cross_modal_use")  # scores whose 0 is chance and whose 1 is perfect
 
 
 def _bounded(set_limits: Any, now: tuple[float, float], line: Any, score: str) -> None:
-    """Chance marked, and perfection in sight, for scores that have them."""
-    if score in CHANCE_TO_PERFECT:
+    """Chance and perfection in sight, for scores that have them and come near chance."""
+    if score in CHANCE_TO_PERFECT and now[0] < 0.4:
         set_limits(min(-0.05, now[0]), max(1.0, now[1]))
         line(0, color=INK, lw=0.8, ls=(0, (1, 2)))
 
@@ -154,7 +155,12 @@ def _against(comparison: Comparison, axis_of: Axis) -> Figure | None:
     alt = f"{score} against {axis_of.title}: " + "; ".join(f"{axis_of.at(row):g} {row.mean:.3f} ({row.label})" for row in rows)
     note = _interval_note(rows)
     if axis_of.cost:
-        note += " The dashed line joins what nothing beats in both: " + ", ".join(row.label for row in front) + "."
+        names = ", ".join(row.label for row in front)
+        note += (
+            f" The dashed line joins what nothing beats in both: {names}."
+            if len(front) > 1
+            else f" Nothing beats {names} in both."
+        )
     return draw(f"against_{axis_of.name}", f"{score} against {axis_of.title}", alt, note, WIDE, paint)
 
 
@@ -187,18 +193,20 @@ def _curves(comparison: Comparison) -> Figure | None:
         lines = {family.name: ls for family, ls in zip(comparison.families, ("-", "--", ":", "-.") * 4, strict=False)}
         for (family, label), (places, values) in series.items():
             colour = style[label].colour
-            name = f"{label} [{family}]" if len(comparison.families) > 1 else label
             if len(values) > 1:
                 axis.fill_between(places, values.min(0), values.max(0), color=colour, alpha=0.16, lw=0)
-            axis.plot(places, values.mean(0), color=colour, ls=lines[family], lw=1.8, label=name)
+            axis.plot(places, values.mean(0), color=colour, ls=lines[family], lw=1.8, label=label)
         axis.set(xlabel="clips seen", ylabel="validation loss", yscale="log")
-        axis.grid(which="minor", lw=0.3)
-        if len(series) <= 12:
+        plain_decades(axis.yaxis)
+        if len(comparison.labels) <= 12:
             legend(axis)
 
     last = "; ".join(f"{label} {values.mean(0)[-1]:.4g}" for (_, label), (_, values) in series.items())
     note = "Velocity error of the averaged weights on validation clips."
     note += " Lines are means over seeds, bands reach from the lowest seed to the highest." if seeds > 1 else ""
+    if len(comparison.families) > 1:
+        kinds = zip(("solid", "dashed", "dotted", "dash-dotted"), comparison.families, strict=False)
+        note += " " + ", ".join(f"{kind}: equal {family.name}" for kind, family in kinds).capitalize() + "."
     return draw("curves", "Learning curves", f"Validation loss at the end: {last}", note, WIDE, paint)
 
 

@@ -167,18 +167,22 @@ def hopeless(contrasts: Sequence[Judged]) -> str:
 
 
 def across_budgets(contrasts: Sequence[Judged]) -> list[str]:
-    """Whether each claim holds at equal parameters and at equal FLOPs alike: one sentence per pair under two budgets or more."""
+    """Whether claims hold at equal parameters and at equal FLOPs alike, those with one side and one answer together."""
     pairs: dict[Pair, list[Judged]] = {}
     for part in contrasts:
         if part.outcome not in ("refused", "exploratory"):
             pairs.setdefault((part.found.first, part.found.second), []).append(part)
-    lines = []
+    answers: dict[tuple[str, str, bool], list[str]] = {}
     for (first, second), parts in pairs.items():
-        if len(parts) < 2 or not any(part.outcome in ("ahead", "behind") for part in parts):
-            continue
-        names = " and ".join(part.family for part in parts)
-        if len({part.gain > 0 for part in parts}) == 1:
-            lines.append(f"{first} against {second}: the sign agrees at equal {names}, so the claim holds.")
+        if len(parts) > 1 and any(part.outcome in ("ahead", "behind") for part in parts):
+            budgets = " and ".join(part.family for part in parts)
+            answers.setdefault((second, budgets, len({part.gain > 0 for part in parts}) == 1), []).append(first)
+    lines = []
+    for (second, budgets, agree), firsts in answers.items():
+        listed = ", ".join(firsts)
+        if agree:
+            claims = "this claim holds" if len(firsts) == 1 else "these claims hold"
+            lines.append(f"The sign against {second} agrees at equal {budgets} for {listed}: {claims}.")
         else:
-            lines.append(f"{first} against {second}: the sign differs between equal {names}, so no claim holds for both.")
+            lines.append(f"The sign against {second} differs between equal {budgets} for {listed}: no claim holds under both.")
     return lines

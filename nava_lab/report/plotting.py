@@ -18,13 +18,14 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter
+from matplotlib.axis import Axis
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vPX*<>"
 INK, FAINT = "#010203", "#040506"  # stand-ins that become the page's own colours
 LIGHT = {INK: "#1d2329", FAINT: "#d5dade"}
-STYLE = {
+STYLE: Any = {
     "font.size": 10,
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -82,8 +83,9 @@ def draw(name: str, title: str, alt: str, note: str, size: tuple[float, float], 
     with plt.rc_context({**STYLE, **_replaced(STYLE, LIGHT), "figure.facecolor": "white", "savefig.facecolor": "white"}):
         figure = plt.figure(figsize=size, layout="constrained")
         paint(figure)
-        for artist in figure.findobj(lambda part: hasattr(part, "get_color")):
-            if artist.get_color() in LIGHT:
+        painted: list[Any] = figure.findobj(lambda part: hasattr(part, "get_color"))
+        for artist in painted:
+            if isinstance(artist.get_color(), str) and artist.get_color() in LIGHT:
                 artist.set_color(LIGHT[artist.get_color()])
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=DPI)
@@ -91,7 +93,7 @@ def draw(name: str, title: str, alt: str, note: str, size: tuple[float, float], 
     return Figure(name, title, alt, note, _inline(text.getvalue(), name), picture.getvalue())
 
 
-def _replaced(style: Mapping[str, Any], colours: Mapping[str, str]) -> dict[str, Any]:
+def _replaced(style: Mapping[str, Any], colours: Mapping[str, str]) -> Any:
     return {key: colours[value] for key, value in style.items() if value in colours}
 
 
@@ -143,8 +145,27 @@ def plain_ticks(axis: Axes) -> None:
     axis.set_xticks([], minor=True)
 
 
+def plain_decades(axis: Axis) -> None:
+    """A logarithmic axis with ordinary numbers at 1, 2 and 5."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
 def legend(axis: Axes) -> None:
-    handles, names = axis.getlegend_handles_labels()
+    handles, names = axis.get_legend_handles_labels()
     once = dict(zip(names, handles, strict=True))
     columns = 1 if max(map(len, once)) > 26 else min(3, len(once))
     axis.legend(once.values(), once.keys(), loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns)
+
+
+def marker_path(marker: str) -> str:
+    """A marker as an SVG path within 6 units of the origin, for a page's keys."""
+    shape = matplotlib.markers.MarkerStyle(marker)
+    path = shape.get_path().transformed(shape.get_transform())
+    steps = []
+    for points, code in path.iter_segments(curves=True):
+        letter = {1: "M", 2: "L", 3: "Q", 4: "C", 79: "Z"}[int(code)]
+        numbers = " ".join(f"{10 * value * (-1 if place % 2 else 1):.2f}" for place, value in enumerate(points))
+        steps.append("Z" if letter == "Z" else letter + numbers)
+    return "".join(steps)

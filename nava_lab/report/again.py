@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from nava_lab.report.runs import Run, flat
@@ -34,16 +35,13 @@ def overrides(config: Mapping[str, Any]) -> list[str] | None:
     from nava_lab.study.grammar import override
 
     wanted = {key: value for key, value in config.items() if key not in APART}
-    chosen = []
-    for group in GROUPS:
-        outer, _, inner = group.partition("/")
-        part = wanted.get(outer, {}).get(inner, {}) if inner else wanted.get(outer, {})
-        if "name" in part:
-            chosen.append((group, str(part["name"])))
     try:
-        plain = load([]).resolved
-        named = [f"{group}={name}" for group, name in chosen if _at(plain, group).get("name") != name or group == "variant"]
-        default = flat(load(named).resolved)
+        chosen = {group: _at(wanted, group)["name"] for group in GROUPS if "name" in _at(wanted, group)}
+        plain = _defaults(())
+        named = tuple(
+            f"{group}={name}" for group, name in chosen.items() if group == "variant" or _at(plain, group).get("name") != name
+        )
+        default = flat(_defaults(named))
         told = [
             override(key, value)
             for key, value in flat(wanted).items()
@@ -56,6 +54,16 @@ def overrides(config: Mapping[str, Any]) -> list[str] | None:
     return [*named, *told] if same else None
 
 
+@lru_cache(64)
+def _defaults(named: tuple[str, ...]) -> Mapping[str, Any]:
+    """The config of these choices and nothing else said."""
+    from nava_lab.config import load
+
+    return load(named).resolved
+
+
 def _at(config: Mapping[str, Any], group: str) -> Mapping[str, Any]:
+    """A group's part of a config; empty where there is none."""
     outer, _, inner = group.partition("/")
-    return config[outer][inner] if inner else config[outer]
+    part = config.get(outer) or {}
+    return (part.get(inner) or {}) if inner else part

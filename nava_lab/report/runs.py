@@ -180,8 +180,10 @@ def _twice(runs: Sequence[Run]) -> list[str]:
     seen: dict[tuple[str, int], Run] = {}
     lines = []
     for run in runs:
+        if not run.label:
+            continue
         key = (run.label, run.seed)
-        if run.label and key in seen:
+        if key in seen:
             lines.append(f"seed {run.seed} of {run.label} is there twice ({seen[key].folder.name}, {run.folder.name})")
         seen[key] = run
     return lines

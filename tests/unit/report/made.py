@@ -15,6 +15,7 @@ from nava_lab.study.spec import study_of
 
 @lru_cache(None)
 def resolved(overrides):
+    """One composition per set of overrides; a seed goes in afterwards."""
     return load(list(overrides)).resolved
 
 
@@ -24,7 +25,7 @@ def score(value, spread=0.03, n=64):
 
 def make_run(root, seed, value, overrides=(), parameters=1_000_000, flops=200_000_000, truth=1.0, folder=None, **changes):
     """A finished run's folder; ``changes`` go over its record."""
-    config = resolved((*overrides, f"seed={seed}"))
+    config = {**resolved(tuple(overrides)), "seed": seed}
     name = run_name(config, "pulse-1")
     folder = root / (folder or name)
     folder.mkdir(parents=True)

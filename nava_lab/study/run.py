@@ -39,6 +39,7 @@ from nava_lab.study import record
 from nava_lab.study.build import Parts, parts
 from nava_lab.study.fit import load_model, train
 from nava_lab.study.identity import code_fingerprint, git_revision, run_hash, run_name, variant_fingerprint
+from nava_lab.training.loggers import check_logger
 
 Tell = Callable[[str], None]
 
@@ -57,6 +58,10 @@ def identify(config: Config) -> dict[str, str]:
 
 def prepared(config: Config) -> Parts:
     """Make the data ready and build what a run needs; whatever would fail after training is refused here."""
+    try:
+        check_logger(config.logger.kind, config.logger.project)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     config.world.prepare()
     split = config.evaluation.split
     held_out = config.world.count(split)

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import matplotlib.figure
+import matplotlib.markers
 import numpy as np
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
@@ -74,14 +73,13 @@ class Figure:
 
 
 def draw(name: str, title: str, alt: str, note: str, size: tuple[float, float], paint: Callable[[Any], None]) -> Figure:
-    with plt.rc_context({**STYLE, "svg.hashsalt": name}):
-        figure = plt.figure(figsize=size, layout="constrained")
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+        figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
         paint(figure)
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-        plt.close(figure)
-    with plt.rc_context({**STYLE, **_replaced(STYLE, LIGHT), "figure.facecolor": "white", "savefig.facecolor": "white"}):
-        figure = plt.figure(figsize=size, layout="constrained")
+    with matplotlib.rc_context({**STYLE, **_replaced(STYLE, LIGHT), "figure.facecolor": "white", "savefig.facecolor": "white"}):
+        figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
         paint(figure)
         painted: list[Any] = figure.findobj(lambda part: hasattr(part, "get_color"))
         for artist in painted:
@@ -89,7 +87,6 @@ def draw(name: str, title: str, alt: str, note: str, size: tuple[float, float], 
                 artist.set_color(LIGHT[artist.get_color()])
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=DPI)
-        plt.close(figure)
     return Figure(name, title, alt, note, _inline(text.getvalue(), name), picture.getvalue())
 
 

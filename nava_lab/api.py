@@ -18,7 +18,9 @@ def train(*overrides: str) -> Path:
     """What ``nava train KEY=VALUE ...`` does; returns the run's folder. A finished run is left alone."""
     from nava_lab.config import load
     from nava_lab.study.run import run
+    from nava_lab.training.quiet import quieten
 
+    quieten()
     return run(load(overrides), tell=lambda message: None)
 
 

@@ -117,10 +117,10 @@ class Machine:
 
 @dataclass
 class Logger:
-    """Where metrics go besides ``metrics.jsonl``."""
+    """Where metrics go besides ``metrics.jsonl``; ``project`` is W&B's, or MLflow's experiment, and empty for the others."""
 
     kind: str = "tensorboard"
-    project: str = "nava-lab"
+    project: str = ""
 
 
 @dataclass

@@ -30,7 +30,9 @@ class WorldMetric(Metric):
 
     Class attributes:
         needs: see above.
-        higher_is_better_by_score: the scores that have a better side.
+        shown: the scores that lead a report's tables, most telling first; the rest follow by name.
+        higher_is_better_by_score: the better direction by a score's name or what stands before its "@"; a score that it leaves
+            out is best neither high nor low (a rate that should be 1).
         exact: by score, what true clips get and what clips get at chance; the suite and the contract tests hold worlds to it.
         repaired: the modalities that belong to other clips at chance; the rest, and the text, are the clip's own.
     """
@@ -40,12 +42,18 @@ class WorldMetric(Metric):
     higher_is_better_by_score: ClassVar[Mapping[str, bool]] = {}
     exact: ClassVar[Mapping[str, tuple[float, float]]] = {}
     repaired: ClassVar[tuple[str, ...]] = ("audio",)
+    shown: ClassVar[tuple[str, ...]] = ()
     full_state_update = False
 
     def __init__(self, world: World):
         super().__init__()
         self.world = world
         self.kept: tuple[str, ...] = ()
+
+    @classmethod
+    def direction(cls, score: str) -> bool | None:
+        """Whether higher is better in a score; None where the metric declares neither."""
+        return cls.higher_is_better_by_score.get(score, cls.higher_is_better_by_score.get(score.split("@")[0]))
 
     def keep(self, *names: str) -> None:
         """Declare list states; ``index`` comes with them."""
@@ -80,7 +88,7 @@ class WorldMetric(Metric):
         raise TypeError(f"{type(self).__name__} computes nothing")
 
     def per_clip(self) -> dict[str, np.ndarray]:
-        """One value per clip for each thing worth pairing across runs, with ``index``."""
+        """One value per clip for each thing worth pairing or drawing, with ``index``; what clips have several of lies flat."""
         return {}
 
 

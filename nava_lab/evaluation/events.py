@@ -34,6 +34,7 @@ class EventStatistics(WorldMetric):
     """
 
     needs = "samples"
+    shown = ("event_rate_video", "event_rate_audio", "count_error", "class_accuracy")
     higher_is_better_by_score = {"count_error": False, "class_accuracy": True, "class_drift": False}
 
     def __init__(self, world: object):

@@ -22,7 +22,11 @@ class Loss(WorldMetric):
     """
 
     needs = "losses"
-    higher_is_better_by_score = {"loss": False}
+    shown = ("loss",)
+
+    @classmethod
+    def direction(cls, score: str) -> bool | None:
+        return False if score.split("_")[0] == "loss" else None
 
     def __init__(self, world: object):
         super().__init__(world)  # type: ignore[arg-type]
@@ -56,6 +60,7 @@ class CrossModalUse(WorldMetric):
     """
 
     needs = "losses"
+    shown = ("cross_modal_use",)
     higher_is_better_by_score = {"cross_modal_use": True}
     exact = {"cross_modal_use": (1.0, 0.0)}
 

@@ -106,8 +106,16 @@ class Sync(WorldMetric):
     """
 
     needs = "samples"
-    higher_is_better_by_score = {"sync_auc": True, "f1": True, "cf1": True, "sync_error_ms": False, "jitter_ms": False}
     exact = {"sync_auc": (1.0, 0.0)}
+    shown = ("sync_auc", "f1@80ms", "f1_shuffled@80ms", "sync_error_ms", "bias_ms", "jitter_ms")
+    higher_is_better_by_score = {
+        "sync_auc": True,
+        "f1": True,
+        "cf1": True,
+        "f1_itu": True,
+        "sync_error_ms": False,
+        "jitter_ms": False,
+    }
 
     def __init__(self, world: object):
         super().__init__(world)  # type: ignore[arg-type]
@@ -173,8 +181,11 @@ class Sync(WorldMetric):
         columns = {f"hits@{tau * 1000:.0f}ms": np.asarray(counted["hits"])[:, i] for i, tau in enumerate(TOLERANCES)}
         chance = {f"chance@{tau * 1000:.0f}ms": np.asarray(counted["chance"])[:, i] for i, tau in enumerate(TOLERANCES)}
         counts = np.asarray(counted["counts"])
+        lags = [np.asarray(part) for part in counted["lags"]]
         return {
             "index": np.asarray(counted["index"]),
+            "lag_ms": np.concatenate([*lags, np.zeros(0)]) * 1000,
+            "lag_clip": np.repeat(np.asarray(counted["index"]), [len(part) for part in lags]),
             "video_events": counts[:, 0],
             "audio_events": counts[:, 1],
             **columns,

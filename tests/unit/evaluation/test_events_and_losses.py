@@ -102,3 +102,13 @@ def test_an_interval_leaves_out_resamples_that_say_nothing():
     score = over_clips(lambda weights: weighted_median(values, weights[:, owners]), 6)  # four clips without a match
     assert score.value == 20
     assert (score.low, score.high) == (10, 30)
+
+
+@pytest.mark.parametrize("name", metrics.names())
+def test_what_a_metric_wants_shown_has_a_meaning(name):
+    """What leads a table is a score that the metric's docstring explains."""
+    cls = metrics.get(name)
+    assert all(score.split("@")[0] in cls.__doc__ for score in cls.shown)
+    assert metrics.get("sync").direction("f1@80ms") is True
+    assert metrics.get("sync").direction("bias_ms") is None
+    assert metrics.get("loss").direction("loss_video") is False

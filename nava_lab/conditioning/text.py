@@ -61,8 +61,8 @@ def closed_up(ids: Int[Tensor, "b l"], length: int) -> Int[Tensor, "b {length}"]
 
 
 def text_positions(length: int, device: torch.device | str = "cpu") -> Float[Tensor, "1 l 3"]:
-    """Where text joins a sequence it stands before time: word i at -(i + 1) seconds."""
-    places = -(torch.arange(length, device=device, dtype=torch.float32) + 1)
+    """Where text joins a sequence it stands before time, a word a second in the order of reading: the last place is at -1 s."""
+    places = torch.arange(length, device=device, dtype=torch.float32) - length
     return torch.stack((places, torch.zeros_like(places), torch.zeros_like(places)), -1).unsqueeze(0)
 
 

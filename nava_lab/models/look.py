@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
@@ -13,6 +14,7 @@ from torch import Tensor
 from nava_lab.attention.backends.reference import weights
 from nava_lab.attention.picture import Picture, join
 from nava_lab.blocks.base import Given
+from nava_lab.conditioning.text import text_positions
 from nava_lab.conditioning.timbre import blank_references
 from nava_lab.models.denoiser import Denoiser
 from nava_lab.models.variant import Size, Variant
@@ -21,15 +23,19 @@ from nava_lab.streams import TEXT, Interface, Stream, time_positions
 
 def full_clip(interface: Interface) -> tuple[dict[str, Stream], dict[str, Tensor], Stream]:
     """A clip and a caption of full length, of nothing: streams, noise levels, text."""
-    streams = {
-        name: Stream(torch.zeros(1, spec.tokens, spec.channels), time_positions(spec.tokens, spec.seconds, spec.grid))
-        for name, spec in interface.modalities.items()
-    }
-    spec = interface.text
-    shape = (1, spec.length) if spec.vocabulary else (1, spec.length, spec.features)
-    words = torch.zeros(shape, dtype=torch.long if spec.vocabulary else torch.float32)
-    places = time_positions(spec.length, 1.0) - spec.length - 0.5
-    return streams, dict.fromkeys(streams, torch.zeros(1)), blank_references(Stream(words, places), spec)
+    longest = max(spec.tokens * spec.seconds / math.prod(spec.grid) for spec in interface.modalities.values())
+    streams = {}
+    for name, spec in interface.modalities.items():
+        positions = time_positions(spec.tokens, spec.seconds, spec.grid)
+        span = None
+        if interface.text.timbre:  # as if each reference were heard in an equal share of the clip
+            span = (positions[..., 0] / longest * interface.text.references).long()
+        streams[name] = Stream(torch.zeros(1, spec.tokens, spec.channels), positions, span=span)
+    told = interface.text
+    shape = (1, told.length) if told.vocabulary else (1, told.length, told.features)
+    words = torch.zeros(shape, dtype=torch.long if told.vocabulary else torch.float32)
+    text = Stream(words, text_positions(told.length))
+    return streams, dict.fromkeys(streams, torch.zeros(1)), blank_references(text, told)
 
 
 def pictures(variant: Variant, interface: Interface, cut: bool = False, **options: Any) -> list[Picture]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nava_lab.blocks.base import SHARED
+from nava_lab.blocks.base import SHARED, Dims
 from nava_lab.conditioning.timbre import blank_references
 from nava_lab.models.denoiser import Denoiser, on_meta
 from nava_lab.models.variant import Size, Variant
@@ -47,14 +48,25 @@ class Cost:
         return 3 * self.flops_forward
 
 
-def owned(module: nn.Module, group: str | None = None, owner: str | None = None) -> Iterator[tuple[str, str | None, int]]:
-    """(group, owner, count) of every parameter tensor, by the nearest tags above it."""
+class Owned(NamedTuple):
+    """Whose a parameter tensor is: its group, the modality whose tokens it acts on (None: all), its count, and whether it is
+    the second of two experts, of which a token meets one."""
+
+    group: str
+    owner: str | None
+    count: int
+    idle: bool
+
+
+def owned(module: nn.Module, group: str | None = None, owner: str | None = None, idle: bool = False) -> Iterator[Owned]:
+    """Every parameter tensor, by the nearest tags above it."""
     group = getattr(module, "budget_group", group)
     owner = getattr(module, "owner", owner)
+    idle = idle or getattr(module, "idle", False)
     for parameter in module.parameters(recurse=False):
-        yield group or owner or SHARED, owner, parameter.numel()
+        yield Owned(group or owner or SHARED, owner, parameter.numel(), idle)
     for child in module.children():
-        yield from owned(child, group, owner)
+        yield from owned(child, group, owner, idle)
 
 
 def flops_forward(model: Denoiser, interface: Interface) -> int:
@@ -76,7 +88,10 @@ def dummy_inputs(
 ) -> tuple[dict[str, Stream], dict[str, torch.Tensor], Stream]:
     """Full-length inputs of the right shapes: streams, one shared level, text."""
     streams = {
-        name: Stream(torch.zeros(batch, spec.tokens, spec.channels, device=device), torch.zeros(1, spec.tokens, 3, device=device))
+        name: Stream(
+            torch.zeros(batch, spec.tokens, spec.channels + spec.context, device=device),
+            torch.zeros(1, spec.tokens, 3, device=device),
+        )
         for name, spec in interface.modalities.items()
     }
     level = torch.zeros(batch, device=device)
@@ -89,16 +104,16 @@ def dummy_inputs(
     return streams, dict.fromkeys(streams, level), blank_references(places, text)
 
 
-def measure(variant: Variant, interface: Interface, size: Size) -> Cost:
+def measure(variant: Variant, interface: Interface, size: Size | Dims) -> Cost:
     """The cost of a variant at a size, without allocating it."""
     model = on_meta(variant, interface, size)
     groups: Counter[str] = Counter()
     active: Counter[str] = Counter()
     names = (*interface.modalities, *((TEXT,) if model.in_sequence else ()))
-    for group, owner, count in owned(model):
+    for group, owner, count, idle in owned(model):
         groups[group] += count
         for name in names if owner is None else (owner,):
-            active[name] += count
+            active[name] += 0 if idle else count
     tokens = {name: interface.modalities[name].tokens if name != TEXT else interface.text.length for name in names}
     mean = sum(active[name] * count for name, count in tokens.items()) / sum(tokens.values())
     order = (*names, *ORDER)

@@ -115,7 +115,7 @@ class _Totals:
         self.variant, self.interface, self.kind = variant, interface, kind
         layers: dict[Stage, int] = {}
         for stage in variant.plan():
-            layer = Stage(stage.block, 1, text=stage.text)
+            layer = Stage(stage.block, 1, text=stage.text, only=stage.only)
             layers[layer] = layers.get(layer, 0) + stage.layers
         self.kinds, self.layers = list(layers), list(layers.values())
         self._cached: Callable[[int, int], int] = lru_cache(None)(self._measure)
@@ -124,9 +124,10 @@ class _Totals:
         return self._cached(width, hidden)
 
     def _measure(self, width: int, hidden: int) -> int:
-        base = self._of([], width, hidden)
-        each = [self._of([layer], width, hidden) - base for layer in self.kinds]
-        return base + sum(count * cost for count, cost in zip(self.layers, each, strict=True))
+        # Every kind of layer is there once: what surrounds the layers may depend on which kinds there are.
+        once = self._of(self.kinds, width, hidden)
+        more = [(layer, count - 1) for layer, count in zip(self.kinds, self.layers, strict=True) if count > 1]
+        return once + sum(extra * (self._of([*self.kinds, layer], width, hidden) - once) for layer, extra in more)
 
     def _of(self, stages: list[Stage], width: int, hidden: int) -> int:
         thin = _thinned(self.variant, tuple(stages))

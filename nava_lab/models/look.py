@@ -21,7 +21,9 @@ from nava_lab.streams import TEXT, Interface, Stream, time_positions
 def full_clip(interface: Interface) -> tuple[dict[str, Stream], dict[str, Tensor], Stream]:
     """A clip and a caption of full length, of nothing: streams, noise levels, text."""
     streams = {
-        name: Stream(torch.zeros(1, spec.tokens, spec.channels), time_positions(spec.tokens, spec.seconds, spec.grid))
+        name: Stream(
+            torch.zeros(1, spec.tokens, spec.channels + spec.context), time_positions(spec.tokens, spec.seconds, spec.grid)
+        )
         for name, spec in interface.modalities.items()
     }
     spec = interface.text

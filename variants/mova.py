@@ -49,7 +49,7 @@ class Mova(Variant):
         experts = ("video",) if self.experts else ()
         paired = towers(self, self.bridge, experts=experts, boundary=self.boundary)
         alone = round(self.depth * self.video_alone)
-        last = Stage(paired[0].block.without_bridge(), alone, "video alone", only=("video",))
+        last = Stage(replace(paired[0].block, bridge=None), alone, "video alone", only=("video",))  # type: ignore[type-var]
         return [*paired, *([last] if alone else [])]
 
     @classmethod

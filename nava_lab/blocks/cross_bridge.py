@@ -61,6 +61,7 @@ class Cross:
     reads_text = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "head_gates", float(self.head_gates))
         for value, name, allowed in (
             (self.qk_norm, "qk_norm", QK_NORMS),
             (self.inner, "inner", ("narrow", "reader")),

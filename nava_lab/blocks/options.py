@@ -47,6 +47,7 @@ class Traits:
     bias: bool = True
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "head_gates", float(self.head_gates))
         choose(self.modulation, "modulation", MODULATIONS)
         choose(self.feed_forward, "feed_forward", KINDS)
         choose(self.norm, "norm", NORMS)

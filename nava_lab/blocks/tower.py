@@ -121,7 +121,7 @@ class TowerBlock(nn.Module):
         spans = {name: Spans({name: part.shape[1]}) for name, part in x.items()}
         storeys = {name: self.storeys[name] for name in x}
         vectors = {name: storey.vectors(given, spans[name]) for name, storey in storeys.items()}
-        y = {name: storey.before_bridge(x[name], spans[name], given, vectors[name]) for name, storey in storeys.items()}
+        y: Hidden = {name: storey.before_bridge(x[name], spans[name], given, vectors[name]) for name, storey in storeys.items()}
         y = self._bridged(y, given, "middle")
         return {name: storey.after_bridge(y[name], spans[name], given, vectors[name]) for name, storey in storeys.items()}
 

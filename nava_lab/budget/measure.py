@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -48,7 +47,8 @@ class Cost:
         return 3 * self.flops_forward
 
 
-class Owned(NamedTuple):
+@dataclass(frozen=True)
+class Owned:
     """Whose a parameter tensor is: its group, the modality whose tokens it acts on (None: all), its count, and whether it is
     the second of two experts, of which a token meets one."""
 
@@ -110,10 +110,10 @@ def measure(variant: Variant, interface: Interface, size: Size | Dims) -> Cost:
     groups: Counter[str] = Counter()
     active: Counter[str] = Counter()
     names = (*interface.modalities, *((TEXT,) if model.in_sequence else ()))
-    for group, owner, count, idle in owned(model):
-        groups[group] += count
-        for name in names if owner is None else (owner,):
-            active[name] += 0 if idle else count
+    for part in owned(model):
+        groups[part.group] += part.count
+        for name in names if part.owner is None else (part.owner,):
+            active[name] += 0 if part.idle else part.count
     tokens = {name: interface.modalities[name].tokens if name != TEXT else interface.text.length for name in names}
     mean = sum(active[name] * count for name, count in tokens.items()) / sum(tokens.values())
     order = (*names, *ORDER)

@@ -46,6 +46,7 @@ class ConvEmbedder(nn.Module):
         self.w2 = nn.Conv1d(hidden, width, KERNEL, padding=pad, bias=False)
         for layer in (self.first, self.w1, self.w3, self.w2):
             nn.init.xavier_uniform_(layer.weight)
+        assert self.first.bias is not None
         nn.init.zeros_(self.first.bias)
 
     def forward(self, stream: Stream) -> Float[Tensor, "b n d"]:

@@ -202,22 +202,49 @@ class Denoiser(nn.Module):
             raise ValueError(f"no stream given; this model generates {', '.join(self.generated)}")
         if len({stream.packing is None for stream in (*row.values(), text)}) > 1:
             raise ValueError("some streams are packed and others are not: pack all of them, the text too")
-        experts = {name: noise.of_samples(levels[name], row[name]) >= self.boundary for name in self.high if name in row}
-        high = {name: noise.over_tokens(chosen, row[name]).unsqueeze(-1) for name, chosen in experts.items()}
+        high = {
+            name: noise.over_tokens(noise.of_samples(levels[name], row[name]) >= self.boundary, row[name]).unsqueeze(-1)
+            for name in self.high
+            if name in row
+        }
         x = {name: self.embed[name](stream) for name, stream in row.items()}
         x |= {name: torch.where(mask, self.high[name]["embed"](row[name]), x[name]) for name, mask in high.items()}
-        features: dict[str, Tensor] = {}
         if self.timbre is not None and not self.timbre_in_words:
             x = self._with_mean_timbre(x, row, text)
         if self.in_sequence:
             x[TEXT] = self._words(TEXT, text)
-        else:
-            features = self._text_features(text, tuple(row))
-        embedded, modulation = ({}, {}) if self.level is None else noise.embedded(self.level.__getitem__, x, row, levels)
+        given = self._given(x, row, levels, text, cut, high)
+        without_text = replace(given, text_visible=False, high=given.high and replace(given.high, text_visible=False))
+        for block, reads_text, only in zip(self.blocks, self.reads_text, self.passes, strict=True):
+            told = given if reads_text else without_text
+            if not only:
+                x = block(x, told)
+            elif entering := {name: x[name] for name in only if name in x}:
+                x = {**x, **block(entering, told)}
+        out = {name: self.heads[name](x[name], given.levels.get(name)) for name in row}
+        for name, mask in high.items():
+            level = given.high.levels.get(name)  # type: ignore[union-attr]
+            out[name] = torch.where(mask, self.high[name]["head"](x[name], level), out[name])
+        return out
+
+    def _given(
+        self,
+        x: Mapping[str, Tensor],
+        row: Mapping[str, Stream],
+        levels: Mapping[str, Tensor],
+        text: Stream,
+        cut: Tensor | Cut | None,
+        high: Mapping[str, Tensor],
+    ) -> Given:
+        """What every block reads, computed once."""
+        embedded: dict[str, Tensor] = {}
+        modulation: dict[str, Tensor] = {}
+        if self.level is not None:
+            embedded, modulation = noise.embedded({name: self.level[name] for name in x}, x, row, levels)
         given = Given(
             {**row, TEXT: text},
             modulation,
-            features,
+            {} if self.in_sequence else self._text_features(text, tuple(row)),
             self.rule(cut),
             self.clock,
             self.backend,
@@ -227,27 +254,14 @@ class Denoiser(nn.Module):
             prompt={} if self.prompt is None else self.prompt(row, levels, text),
             high_noise=high,
         )
-        if high:
-            given = replace(given, high=self._high(given, x, row, levels, text))
-        without_text = replace(given, text_visible=False, high=given.high and replace(given.high, text_visible=False))
-        for block, reads_text, only in zip(self.blocks, self.reads_text, self.passes, strict=True):
-            entering = {name: x[name] for name in only if name in x} if only else x
-            if entering:
-                x = {**x, **block(entering, given if reads_text else without_text)} if only else block(
-                    x, given if reads_text else without_text
-                )  # fmt: skip
-        out = {name: self.heads[name](x[name], embedded.get(name)) for name in row}
-        for name, mask in high.items():
-            levels_high = given.high.levels.get(name)  # type: ignore[union-attr]
-            out[name] = torch.where(mask, self.high[name]["head"](x[name], levels_high), out[name])
-        return out
+        return replace(given, high=self._high(given, x, row, levels, text)) if high else given
 
     def _high(
         self, given: Given, x: Mapping[str, Tensor], row: Mapping[str, Stream], levels: Mapping[str, Tensor], text: Stream
     ) -> Given:
         """What the experts of high noise levels are given, who have ends of their own."""
         names = {name: x[name] for name in given.high_noise}
-        found, vectors = noise.embedded(lambda name: self.high[name]["level"], names, row, levels)
+        found, vectors = noise.embedded({name: self.high[name]["level"] for name in names}, names, row, levels)
         words = {name: self._timbred(name, self.high[name]["text"](text), text) for name in names}
         return replace(
             given,

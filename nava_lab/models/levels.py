@@ -5,7 +5,7 @@ Shape letters: b batch, n tokens, s samples, d width, v modulation vectors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float
@@ -36,7 +36,7 @@ def over_tokens(values: Float[Tensor, "s *v"], stream: Stream) -> Float[Tensor, 
 
 
 def embedded(
-    modules: Callable[[str], LevelEmbedding], x: Mapping[str, Tensor], row: Mapping[str, Stream], levels: Levels
+    modules: Mapping[str, nn.Module], x: Mapping[str, Tensor], row: Mapping[str, Stream], levels: Levels
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Level embeddings ``b 1|n d`` and modulation vectors ``b 1|n v d`` per modality; the text's level is 0.
 
@@ -47,7 +47,7 @@ def embedded(
     seen: list[tuple[Tensor, nn.Module, tuple[Tensor, Tensor]]] = []
     for name, part in x.items():
         level = levels[name] if name != TEXT else part.new_zeros(part.shape[0])
-        module = modules(name)
+        module = modules[name]
         made = next((made for tensor, owner, made in seen if tensor is level and owner is module), None)
         if made is None:
             made = module(level if level.ndim == 2 else level.unsqueeze(-1))

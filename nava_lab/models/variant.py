@@ -6,6 +6,7 @@ outside its own file: the denoiser, the budget solver and the command line read 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -157,7 +158,7 @@ class Variant:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         for name in Variant.__annotations__:
-            if name in cls.__dict__ and name not in cls.__dict__.get("__annotations__", {}):
+            if name in cls.__dict__ and name not in inspect.get_annotations(cls):
                 kind = Variant.__annotations__[name]
                 raise TypeError(
                     f"{cls.__name__}.{name} is a setting of every variant: give its type with it, `{name}: {kind} = ...`"

@@ -6,6 +6,7 @@ place. The first 4 layers have a GELU feed-forward of 20480, all others SwiGLU o
 at the frame rate with a factor 1/4, the video's latent rate: one clock in seconds.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -40,12 +41,12 @@ class MagiHuman(Variant):
         default_factory=lambda: Traits(modulation="none", norm="rms", qk_norm="head", kv_heads=8, head_gates=1.0, bias=False)
     )
     clock: Clock = field(default_factory=lambda: Clock(hz=0.0))
-    ends: Ends = field(default_factory=lambda: Ends(text="linear", norm="rms", bias=False, level_features=256))
+    ends: Ends = field(default_factory=lambda: Ends(text="linear", norm="rms", bias=False))
 
     def stages(self) -> Sequence[Stage]:
         if not 0 <= self.outer_fraction <= 1:
             raise ValueError(f"variant.outer_fraction={self.outer_fraction} must lie between 0 and 1")
-        outer = round(self.depth * self.outer_fraction / 2)
+        outer = min(math.ceil(self.depth * self.outer_fraction / 2), self.depth // 2)
         gated = self.layers.shared() | {"feed_forward": "swiglu", "hidden_share": self.gated_share}
         first = Joint(per_modality=self.keep, **self.layers.shared())
         last, middle = Joint(per_modality=self.keep, **gated), Joint(**gated)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nava_lab.blocks.base import Dims
-from nava_lab.models.variant import Variant
+from nava_lab.models.variant import Ends, Variant
 from nava_lab.streams import TEXT, Interface
 
 
@@ -42,6 +42,8 @@ def _check_levels(variant: Variant, dims: Dims, blocks: Sequence[Any]) -> None:
     told = [block for block in blocks if getattr(block, "modulation", "none") != "none"]
     if variant.level_input == "none" and told:
         raise ValueError("level_input='none' tells blocks no noise level, and a block wants one: give it modulation='none'")
+    if variant.level_input == "none" and variant.ends.level_features != Ends().level_features:
+        raise ValueError(f"ends.level_features={variant.ends.level_features}: level_input='none' reads no noise level")
     if variant.level_input == "none" and any(getattr(getattr(block, "bridge", None), "gate", "") == "level" for block in blocks):
         raise ValueError("level_input='none' tells no noise level, and a bridge is gated by it: give it gate='none'")
 
@@ -53,6 +55,11 @@ def _check_text(variant: Variant, blocks: Sequence[Any]) -> None:
         raise ValueError(
             "text_place='sequence' puts the text into the row that all modalities attend in, and towers have no such row: "
             "use text_place='cross', or a variant of joint blocks"
+        )
+    if variant.layers.text_norm != "affine":
+        raise ValueError(
+            f"layers.text_norm={variant.layers.text_norm} is about a reading of the text, "
+            "and with text_place='sequence' there is none"
         )
     if variant.layers.text_modulation:
         raise ValueError("text_modulation modulates a reading of the text, and with text_place='sequence' there is none")

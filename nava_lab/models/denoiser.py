@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from nava_lab.attention import Cut, Everything, Mask, Padding, Segments, Spans, Window
 from nava_lab.blocks.base import (
@@ -325,11 +327,20 @@ def _exchange_levels(config: object, names: tuple[str, ...]) -> ExchangeLevels |
     return None if asked is None else asked(names)
 
 
+class _Uninitialised(TorchFunctionMode):
+    """Leaves out the filling of tensors."""
+
+    FILLS = frozenset({Tensor.uniform_, Tensor.normal_, Tensor.zero_, Tensor.fill_})
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        return args[0] if func in self.FILLS and args else func(*args, **(kwargs or {}))
+
+
 def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def on_meta(variant: Variant, interface: Interface, size: Size | Dims, **options: object) -> Denoiser:
-    """The same denoiser without memory: shapes only."""
-    with torch.device("meta"):
+    """The same denoiser without memory: shapes only, and no time spent on values that it does not have."""
+    with torch.device("meta"), _Uninitialised():
         return Denoiser(variant, interface, size, **options)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from nava_lab.blocks.base import EXCHANGE, ExchangeLevels, tag
@@ -30,7 +30,7 @@ def of_samples(level: Float[Tensor, "b *n"], stream: Stream) -> Float[Tensor, " 
     return (level if stream.valid is None else level.masked_fill(~stream.valid, 0.0)).amax(-1)
 
 
-def over_tokens(values: Float[Tensor, "s *v"], stream: Stream) -> Float[Tensor, "b _ *v"]:
+def over_tokens(values: Shaped[Tensor, "s *v"], stream: Stream) -> Shaped[Tensor, "b _ *v"]:
     """Something that each sample has, shaped to meet a stream's tokens."""
     return values.unsqueeze(1) if stream.packing is None else values[stream.packing.ids]
 

@@ -60,6 +60,8 @@ class Bridge:
         if lacking := sorted(set(chosen) - known):
             named = ", ".join(f"bridge.{name}" for name in lacking)
             raise ValueError(f"{named}: a bridge of kind {self.kind} has no such choice; it has {', '.join(sorted(known))}")
+        if self.level is not None and chosen.get("gate") != "level":
+            raise ValueError(f"bridge.level={self.level} says whose noise level gates an exchange: it needs bridge.gate=level")
         return kind(**chosen)
 
     def layers(self, depth: int) -> list[bool]:

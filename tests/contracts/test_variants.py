@@ -120,10 +120,12 @@ def test_only_differences_of_time_matter(name):
     variant = make(name)
     if variant.text_place == "sequence":
         pytest.skip("text stands in the sequence at fixed times")
-    model, inputs = lively(variant), Inputs()
-    shift = torch.tensor([3.7, 0.0, 0.0])
-    moved = {key: dataclasses.replace(stream, positions=stream.positions + shift) for key, stream in inputs.streams.items()}
-    out, again = (model(streams, inputs.levels, inputs.text) for streams in (inputs.streams, moved))
+    # In double precision: LTX-2's fastest pair turns 1571 times a second, and float32 rounds seconds to a part of its turn.
+    model, inputs = lively(variant).double(), Inputs()
+    shift = torch.tensor([3.7, 0.0, 0.0], dtype=torch.float64)
+    double = {key: Stream(stream.tokens.double(), stream.positions.double()) for key, stream in inputs.streams.items()}
+    moved = {key: dataclasses.replace(stream, positions=stream.positions + shift) for key, stream in double.items()}
+    out, again = (model(streams, inputs.levels, inputs.text) for streams in (double, moved))
     for key in out:
         torch.testing.assert_close(again[key], out[key], atol=1e-4, rtol=1e-4)
 
@@ -181,6 +183,10 @@ def _other_values(field, value):
     raise AssertionError(f"the test does not know how to change {field.name}={value!r}: teach it")
 
 
+# What a setting needs beside it to have something to act on.
+BESIDE = {"bridge.inner": {"width_share": {"audio": 0.5}}}
+
+
 def trace(variant, size):
     """Parameters and outputs of a model whose weights are drawn alike."""
     inputs = Inputs()
@@ -203,20 +209,21 @@ def differ(found, base):
 
 
 def solved(variant):
-    return trace(variant, solve(variant, RICH, Budget(parameters=300_000)).size)
+    return trace(variant, solve(variant, RICH, Budget(parameters=3_000_000)).size)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_no_dead_config_field(name):
     """Every setting, nested ones too, changes the solved size, the parameters or the output; or it is refused with a reason."""
-    base, size = make(name), Size(48, 96)
+    base, size = make(name, depth=2), Size(48, 96)
     plain = trace(base, size)
     for key, field, value in leaves(base):
         accepted, refusals = [], []
-        for other in _other_values(field, value):
+        for other in (other for other in _other_values(field, value) if other != value):
             try:
-                variant = with_settings(base, {key: other})
-                accepted.append((variant, differ(trace(variant, size), plain)))
+                variant = with_settings(base, {key: other, **BESIDE.get(key, {})})
+                beside = trace(with_settings(base, BESIDE[key]), size) if key in BESIDE else plain
+                accepted.append((variant, differ(trace(variant, size), beside)))
             except ValueError as error:  # a value that makes no sense here, with the reason
                 refusals.append(str(error))
             if accepted and accepted[-1][1]:

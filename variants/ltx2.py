@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nava_lab.blocks.base import Dims
-from nava_lab.blocks.options import Traits
+from nava_lab.blocks.options import Ends, Traits
 from nava_lab.layers.rotary import Clock
 from nava_lab.models.latents import joint
 from nava_lab.models.towers import Bridge, towers
-from nava_lab.models.variant import LEVEL_INPUTS, Ends, Published, Stage, Variant
+from nava_lab.models.variant import LEVEL_INPUTS, Published, Stage, Variant
 from nava_lab.registry import variants
 from nava_lab.streams import ModalitySpec, TextSpec
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 
 from nava_lab.blocks.base import Dims
 from nava_lab.blocks.joint import Joint
-from nava_lab.blocks.options import Traits
+from nava_lab.blocks.options import Ends, Traits
 from nava_lab.layers.rotary import Clock
 from nava_lab.models.latents import audio, joint, wan22_video
-from nava_lab.models.variant import LEVEL_INPUTS, TEXT_PLACES, Ends, Published, Stage, Variant
+from nava_lab.models.variant import LEVEL_INPUTS, TEXT_PLACES, Published, Stage, Variant
 from nava_lab.registry import variants
 from nava_lab.streams import TEXT, TextSpec
 

@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from nava_lab.blocks.base import Dims
+from nava_lab.blocks.options import Ends
 from nava_lab.layers.rotary import Clock
 from nava_lab.models.alignment import aligned
 from nava_lab.models.latents import UMT5, audio, joint, wan22_video
 from nava_lab.models.placement import OWN
-from nava_lab.models.variant import Ends, Published, Stage, Variant
+from nava_lab.models.variant import Published, Stage, Variant
 from nava_lab.registry import variants
 
 

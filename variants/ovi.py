@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nava_lab.blocks.base import Dims
+from nava_lab.blocks.options import Ends
 from nava_lab.layers.rotary import Clock
 from nava_lab.models.latents import audio, joint, wan22_video
 from nava_lab.models.towers import Bridge, towers
-from nava_lab.models.variant import LEVEL_INPUTS, Ends, Published, Stage, Variant
+from nava_lab.models.variant import LEVEL_INPUTS, Published, Stage, Variant
 from nava_lab.registry import variants
 
 

@@ -1,4 +1,4 @@
-"""The choices that joint and tower blocks have in common."""
+"""The choices that joint and tower blocks have in common, and those of what stands around them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from nava_lab.attention.projections import QK_NORMS
 from nava_lab.blocks.base import choose
+from nava_lab.conditioning.text import TEXT_INPUTS
 from nava_lab.layers.feed_forward import KINDS
 from nava_lab.layers.norms import NORMS
 
@@ -89,3 +90,29 @@ class BlockOptions(Traits):
     def without_text(self: T) -> T:
         """The same without its text sublayer, for stages that keep the text out."""
         return replace(self, text="none", text_modulation=False)
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What stands before and after the layers.
+
+    Attributes:
+        conv: modalities that are embedded by convolutions over time and not token by token (NAVA, Ovi: audio).
+        text: how text becomes what layers read: "mlp" (Wan), "linear" (MagiHuman) or "none" (LTX-2.3).
+        norm: the norm before the outputs: "layer" or "rms".
+        bias: biases in the outputs.
+        level_features: cosines and sines of a noise level (256 in every published system that has any).
+    """
+
+    conv: tuple[str, ...] = ()
+    text: str = field(default="mlp", metadata={"choices": TEXT_INPUTS})
+    norm: str = field(default="layer", metadata={"choices": NORMS})
+    bias: bool = True
+    level_features: int = 64
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "conv", tuple(self.conv))
+        choose(self.text, "ends.text", TEXT_INPUTS)
+        choose(self.norm, "ends.norm", NORMS)
+        if self.level_features < 2 or self.level_features % 2:
+            raise ValueError(f"ends.level_features={self.level_features} must be even: half of them are cosines, half sines")

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from nava_lab.blocks.base import Dims
-from nava_lab.models.variant import Ends, Variant
+from nava_lab.blocks.options import Ends
+from nava_lab.models.variant import Variant
 from nava_lab.streams import TEXT, Interface
 
 

@@ -31,6 +31,7 @@ from nava_lab.blocks.base import (
     idle,
     tag,
 )
+from nava_lab.blocks.options import Ends
 from nava_lab.conditioning.text import TextEncoder
 from nava_lab.conditioning.timbre import IN_WORDS, TimbreEncoder
 from nava_lab.layers.embedders import ConvEmbedder, PatchEmbedder
@@ -39,7 +40,7 @@ from nava_lab.layers.norms import norm
 from nava_lab.layers.rotary import clock_for
 from nava_lab.models import levels as noise
 from nava_lab.models.checks import check
-from nava_lab.models.variant import Ends, Size, Variant
+from nava_lab.models.variant import Size, Variant
 from nava_lab.streams import TEXT, Interface, ModalitySpec, Stream
 
 

@@ -12,9 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nava_lab.blocks.base import BlockConfig, Dims, choose
-from nava_lab.blocks.options import Traits
-from nava_lab.conditioning.text import TEXT_INPUTS
-from nava_lab.layers.norms import NORMS
+from nava_lab.blocks.options import Ends, Traits
 from nava_lab.layers.rotary import Clock
 from nava_lab.streams import Interface
 
@@ -67,32 +65,6 @@ class Size:
 
     width: int
     hidden: int
-
-
-@dataclass(frozen=True)
-class Ends:
-    """What stands before and after the layers.
-
-    Attributes:
-        conv: modalities that are embedded by convolutions over time and not token by token (NAVA, Ovi: audio).
-        text: how text becomes what layers read: "mlp" (Wan), "linear" (MagiHuman) or "none" (LTX-2.3).
-        norm: the norm before the outputs: "layer" or "rms".
-        bias: biases in the outputs.
-        level_features: cosines and sines of a noise level (256 in every published system that has any).
-    """
-
-    conv: tuple[str, ...] = ()
-    text: str = field(default="mlp", metadata={"choices": TEXT_INPUTS})
-    norm: str = field(default="layer", metadata={"choices": NORMS})
-    bias: bool = True
-    level_features: int = 64
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "conv", tuple(self.conv))
-        choose(self.text, "ends.text", TEXT_INPUTS)
-        choose(self.norm, "ends.norm", NORMS)
-        if self.level_features < 2 or self.level_features % 2:
-            raise ValueError(f"ends.level_features={self.level_features} must be even: half of them are cosines, half sines")
 
 
 @dataclass(frozen=True)

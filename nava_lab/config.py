@@ -56,7 +56,7 @@ class Flow:
 
 @dataclass
 class Evaluation:
-    """How a trained model is sampled and scored."""
+    """How a trained model is sampled and scored; ``split``: on the test clips, or on the validation clips to tune by."""
 
     clips: int = 256
     loss_clips: int = 1024
@@ -64,7 +64,9 @@ class Evaluation:
     steps: int = 25
     shift: float = 1.0
     shifts: dict[str, float] = field(default_factory=dict)
+    schedules: dict[str, Any] = field(default_factory=dict)
     given: str = ""
+    split: str = "test"
     branch_rows: int = 256
     previews: int = 4
     solver: Any = None
@@ -209,7 +211,7 @@ def _open(*nodes: DictConfig) -> None:
     for node in nodes:
         for key in node:
             child = node._get_node(key)
-            if isinstance(child, DictConfig) and child._metadata.element_type is float:
+            if isinstance(child, DictConfig) and child._metadata.element_type in (float, Any):
                 OmegaConf.set_struct(child, False)
 
 

@@ -95,6 +95,14 @@ class Stream:
         """Values with whatever stands in padding replaced by zeros, so that not even NaN gets in."""
         return self.tokens if self.valid is None else self.tokens.masked_fill(~self.valid.unsqueeze(-1), 0.0)
 
+    def emptied(self) -> Stream:
+        """The same with zeros for values in padding and finite places there: nothing that stands in it, NaN included, gets in."""
+        if self.valid is None:
+            return self
+        tokens = self.real_tokens() if self.tokens.is_floating_point() else self.tokens
+        real = self.valid if self.positions.shape[0] > 1 else self.valid.any(0, keepdim=True)
+        return replace(self, tokens=tokens, positions=finite_in_padding(self.positions, real.unsqueeze(-1)))
+
     def rows(self, select: Tensor | slice) -> Stream:
         """Some samples of the batch."""
         positions = self.positions if self.positions.shape[0] == 1 else self.positions[select]
@@ -130,6 +138,11 @@ class Stream:
         if self.valid is None:
             return values.reshape(batch, length, -1)
         return values.new_zeros(batch, length, values.shape[-1]).masked_scatter(self.valid.unsqueeze(-1), values)
+
+
+def finite_in_padding(values: Tensor, real: Bool[Tensor, "..."]) -> Tensor:
+    """``values`` with 0 for what is not finite where nothing is real."""
+    return torch.where(real | values.isfinite(), values, 0.0)
 
 
 def joined(streams: Sequence[Stream]) -> Stream:

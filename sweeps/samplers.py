@@ -28,8 +28,9 @@ from nava_lab.evaluation.protocol import evaluate
 from nava_lab.flow.sampling import Sampler
 from nava_lab.registry import solvers
 from nava_lab.study.build import parts
+from nava_lab.study.fit import load_model
 from nava_lab.study.record import write_json
-from nava_lab.study.run import device_of, identify, load_model
+from nava_lab.study.run import device_of, identify
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -24,6 +24,22 @@ Answer = Tensor | bool
 EDGE = 1e-4  # seconds: far above float32's rounding of a clip's positions, far below the distance of any two tokens
 
 
+def either(*answers: Answer) -> Answer:
+    """Whether any of the answers allows it; plain where one of them is known to."""
+    found: Answer = False
+    for answer in answers:
+        if answer is True:
+            return True
+        if answer is not False:
+            found = answer if found is False else found | answer
+    return found
+
+
+def no(answer: Answer) -> Answer:
+    """The contrary."""
+    return not answer if isinstance(answer, bool) else ~answer
+
+
 class Mask:
     """A rule between tokens."""
 
@@ -107,15 +123,12 @@ class Cut(Mask):
     readers: tuple[str, ...] | None = None
 
     def allows(self, query: Tokens, key: Tokens) -> Answer:
-        apart = (query.modality == key.modality) | key.is_(TEXT)
+        apart = either(query.same_modality(key), key.is_(TEXT))
         if self.readers is not None:
-            cut_off = query.is_(TEXT)
-            for name in self.readers:
-                cut_off = cut_off | query.is_(name)
-            if isinstance(cut_off, bool):
-                return True
-            apart = apart | ~cut_off
-        return apart if self.samples is None else apart | ~self.samples[query.sample]
+            apart = either(apart, no(either(query.is_(TEXT), *map(query.is_, self.readers))))
+        if isinstance(apart, bool) and apart:
+            return True
+        return apart if self.samples is None else either(apart, ~self.samples[query.sample])
 
 
 @dataclass(frozen=True)
@@ -133,10 +146,10 @@ class Window(Mask):
             raise ValueError(f"a window of {self.seconds} seconds: it must not be negative")
 
     def allows(self, query: Tokens, key: Tokens) -> Answer:
-        if self.seconds == float("inf"):
+        free = either(self.seconds == float("inf"), query.same_modality(key), key.is_(TEXT), query.is_(TEXT))
+        if isinstance(free, bool) and free:
             return True
-        near = (query.seconds - key.seconds).abs() <= self.seconds + EDGE
-        return near | (query.modality == key.modality) | key.is_(TEXT) | query.is_(TEXT)
+        return either(free, (query.seconds - key.seconds).abs() <= self.seconds + EDGE)
 
 
 @dataclass(frozen=True)
@@ -144,9 +157,7 @@ class WithoutText(Mask):
     """Generated modalities do not see the text; the text goes on seeing them and itself."""
 
     def allows(self, query: Tokens, key: Tokens) -> Answer:
-        if TEXT not in key.names:
-            return True
-        return (key.modality != key.names.index(TEXT)) | query.is_(TEXT)
+        return either(no(key.is_(TEXT)), query.is_(TEXT))
 
 
 @dataclass(frozen=True)
@@ -160,10 +171,10 @@ class Spans(Mask):
     of: str = TEXT
 
     def allows(self, query: Tokens, key: Tokens) -> Answer:
-        if self.of not in key.names or key.span is None:
+        if key.span is None:
             return True
-        mark = (key.modality == key.names.index(self.of)) & (key.span >= 0)
-        return ~mark if query.span is None else ~mark | (query.span == key.span)
+        own = False if query.span is None else query.span == key.span
+        return either(no(key.is_(self.of)), key.span < 0, own)
 
 
 @dataclass(frozen=True)
@@ -190,12 +201,7 @@ class _Either(Mask):
     right: Mask
 
     def allows(self, query: Tokens, key: Tokens) -> Answer:
-        left, right = self.left.allows(query, key), self.right.allows(query, key)
-        if isinstance(left, bool):
-            return True if left else right
-        if isinstance(right, bool):
-            return True if right else left
-        return left | right
+        return either(self.left.allows(query, key), self.right.allows(query, key))
 
     def leaves(self) -> Iterator[Mask]:
         yield from self.left.leaves()
@@ -207,8 +213,7 @@ class _Not(Mask):
     inner: Mask
 
     def allows(self, query: Tokens, key: Tokens) -> Answer:
-        inner = self.inner.allows(query, key)
-        return not inner if isinstance(inner, bool) else ~inner
+        return no(self.inner.allows(query, key))
 
     def leaves(self) -> Iterator[Mask]:
         yield from self.inner.leaves()

@@ -31,6 +31,7 @@ class Tokens:
         valid: False for padding; None where all are real.
         span: label of the speech span that a token lies in, or of the reference it is; None where nothing is labelled.
         names: the modalities that ``modality`` counts through, the same tuple for queries and keys.
+        order: the modalities that lie in the row: what a rule may know beforehand, without asking any token.
         lengths: for a packed row, of each of its modalities the number of tokens of each sample; None where every line of
             the batch is one sample.
     """
@@ -41,6 +42,7 @@ class Tokens:
     valid: Bool[Tensor, "..."] | None
     span: Int[Tensor, "..."] | None
     names: tuple[str, ...]
+    order: tuple[str, ...]
     lengths: tuple[tuple[int, ...], ...] | None = None
 
     @staticmethod
@@ -65,6 +67,7 @@ class Tokens:
             _optional(parts, [part.valid for part in parts], True),
             _optional(parts, [part.span for part in parts], NO_SPAN),
             names,
+            tuple(order),
             lengths,
         )
 
@@ -78,7 +81,7 @@ class Tokens:
     def _each(self, change: Callable[[Tensor], Tensor]) -> Tokens:
         seconds, modality, sample = (change(fact) for fact in (self.seconds, self.modality, self.sample))
         valid, span = (None if fact is None else change(fact) for fact in (self.valid, self.span))
-        return Tokens(seconds, modality, sample, valid, span, self.names, self.lengths)
+        return Tokens(seconds, modality, sample, valid, span, self.names, self.order, self.lengths)
 
     def down(self) -> Tokens:
         """As the queries of a table: ``b n 1``."""
@@ -101,8 +104,16 @@ class Tokens:
         return replace(self._each(lambda fact: fact[0][places]), lengths=None)
 
     def is_(self, name: str) -> Tensor | bool:
-        """Where the tokens are of the modality ``name``; False where there is no such modality."""
-        return self.modality == self.names.index(name) if name in self.names else False
+        """Where the tokens are of the modality ``name``; a plain answer for a row of nothing else, or of none."""
+        if name not in self.order:
+            return False
+        return self.modality == self.names.index(name) if len(set(self.order)) > 1 else True
+
+    def same_modality(self, other: Tokens) -> Tensor | bool:
+        """Where two tokens are of one modality; a plain answer for rows that settle it."""
+        if len({*self.order, *other.order}) == 1:
+            return True
+        return self.modality == other.modality if set(self.order) & set(other.order) else False
 
 
 def _row(parts: Sequence[Tensor], batch: int) -> Tensor:

@@ -144,8 +144,14 @@ class Ruled(Visible):
         return self.keys.modality.device
 
     def _unseen(self) -> Tensor | None:
-        # Only padding may hold anything: without it there is nothing to look for.
-        return None if self.keys.valid is None else super()._unseen()
+        if self.groups is None:
+            return super()._unseen()
+        seen = torch.zeros(self.shape[1], dtype=torch.bool, device=self.device)
+        for group in self.groups:
+            if group.keys.numel():
+                hidden = None if group.visible is None else group.visible.unseen
+                seen[group.keys] = True if hidden is None else ~hidden.expand(group.keys.shape)
+        return ~seen.unsqueeze(0)
 
     def mask_mod(self) -> MaskMod:
         queries, keys, mask = self.queries.flat(), self.keys.flat(), self.mask

@@ -91,7 +91,7 @@ class TimbreEncoder(nn.Module):
 
     def _of_marks(self, text: Stream) -> Float[Tensor, "_ _ w"]:
         """For each word, the token of the reference that it stands for; of no meaning where it stands for none."""
-        if text.references is None:
+        if text.references is None or text.span is None:
             return self.null.view(1, 1, -1)
         tokens = self.tokens(text.references)
         table = torch.cat((tokens, self.null.expand(len(tokens), 1, -1)), 1)  # the last row: spans beyond the references

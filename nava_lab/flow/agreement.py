@@ -81,9 +81,12 @@ def disagreements(sampler: Sampler, drawing: Drawing, modalities: Sequence[str])
         if not math.isclose(sampled[name], trained[name], rel_tol=1e-6):
             own = "" if centre == 1 else f" ({drawing.shift(name):g} times the {centre:.3g} of its law's middle)"
             lines.append(f"{name} is sampled with shift {sampled[name]:g} and was trained with shift {trained[name]:g}{own}")
-    if modalities and not isinstance(sampler.schedule, UniformSchedule):
-        lines.append(f"levels are sampled by schedule {sampler.schedule.name}, after which no law of training is made")
-    unequal = {round(sampled[name] / trained[name], 9) for name in modalities}
+    schedules = {name: sampler.schedules.get(name, sampler.schedule) for name in modalities}
+    for kind in dict.fromkeys(part.name for part in schedules.values() if not isinstance(part, UniformSchedule)):
+        those = [name for name, part in schedules.items() if part.name == kind]
+        of = "" if len(those) == len(schedules) else f" of {', '.join(those)}"
+        lines.append(f"levels{of} are sampled by schedule {kind}, after which no law of training is made")
+    unequal = {(str(schedules[name]), round(sampled[name] / trained[name], 9)) for name in modalities}
     if len(unequal) > 1 and drawing.coupling != "independent":
         lines.append(
             f"modalities are sampled at levels that do not go together in training (flow.coupling={drawing.coupling}; "

@@ -58,6 +58,7 @@ class Sampler:
         schedule: the levels before the shift.
         shifts: schedule shift of single modalities, in place of ``shift``.
         guidance: what each evaluation is guided by.
+        schedules: the schedule of single modalities, in place of ``schedule``.
     """
 
     solver: Solver = field(default_factory=Heun)
@@ -68,13 +69,14 @@ class Sampler:
     schedule: LevelSchedule = field(default_factory=UniformSchedule)
     shifts: Mapping[str, float] = field(default_factory=dict)
     guidance: Guidance = field(default_factory=Guidance)
+    schedules: Mapping[str, LevelSchedule] = field(default_factory=dict)
 
     def rows(self, modalities: Sequence[str], clean: Sequence[str] = ()) -> Schedule:
         """Each modality's levels, shifted once; 0 throughout for those that are given whole."""
-        row = self.schedule(self.steps)
+        rows = {name: self.schedules.get(name, self.schedule)(self.steps) for name in modalities}
         return {
             name: torch.zeros_like(row) if name in clean else shifted(row, self.shifts.get(name, self.shift))
-            for name in modalities
+            for name, row in rows.items()
         }
 
     def walk(self, modalities: Sequence[str], clean: Sequence[str] = ()) -> Schedule:

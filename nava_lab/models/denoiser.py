@@ -200,7 +200,7 @@ class Denoiser(nn.Module):
         """
         if self.packed and text.packing is None:
             return self._packed(streams, levels, text, cut)
-        row = {name: streams[name] for name in self.generated if name in streams}
+        row = {name: streams[name].emptied() for name in self.generated if name in streams}
         if not row:
             raise ValueError(f"no stream given; this model generates {', '.join(self.generated)}")
         if len({stream.packing is None for stream in (*row.values(), text)}) > 1:
@@ -210,6 +210,7 @@ class Denoiser(nn.Module):
             for name in self.high
             if name in row
         }
+        text = text.emptied()
         x = {name: self.embed[name](stream) for name, stream in row.items()}
         x |= {name: torch.where(mask, self.high[name]["embed"](row[name]), x[name]) for name, mask in high.items()}
         if self.timbre is not None and not self.timbre_in_words:

@@ -13,9 +13,14 @@ from torch import Tensor, nn
 
 from nava_lab.blocks.base import EXCHANGE, ExchangeLevels, tag
 from nava_lab.layers.modulation import LevelEmbedding
-from nava_lab.streams import TEXT, Stream
+from nava_lab.streams import TEXT, Stream, finite_in_padding
 
 Levels = Mapping[str, Tensor]
+
+
+def finite(level: Float[Tensor, "b *n"], stream: Stream) -> Float[Tensor, "b *n"]:
+    """Levels with something finite for tokens that are padding."""
+    return finite_in_padding(level, stream.valid) if level.ndim == 2 and stream.valid is not None else level
 
 
 def of_samples(level: Float[Tensor, "b *n"], stream: Stream) -> Float[Tensor, " s"]:
@@ -46,7 +51,7 @@ def embedded(
     found: dict[str, Tensor] = {}
     seen: list[tuple[Tensor, nn.Module, tuple[Tensor, Tensor]]] = []
     for name, part in x.items():
-        level = levels[name] if name != TEXT else part.new_zeros(part.shape[0])
+        level = finite(levels[name], row[name]) if name != TEXT else part.new_zeros(part.shape[0])
         module = modules[name]
         made = next((made for tensor, owner, made in seen if tensor is level and owner is module), None)
         if made is None:
@@ -80,7 +85,7 @@ class Exchange(nn.Module):
             others = [of_samples(levels[other], row[other]) for other in row if other != name]
             if name not in row or not others:
                 continue
-            level, stream = levels[name], row[name]
+            level, stream = finite(levels[name], row[name]), row[name]
             if self.whose == "other":
                 level = torch.stack(others).amax(0)
             parts = [

@@ -17,9 +17,12 @@ from nava_lab.flow.draws import Drawing
 from nava_lab.flow.guidance.algebra import Guidance
 from nava_lab.flow.objective import Objective
 from nava_lab.flow.sampling import Sampler
+from nava_lab.flow.schedules import LevelSchedule
 from nava_lab.models.denoiser import Denoiser
 from nava_lab.registry import guidance as guidance_registry
+from nava_lab.registry import nearest, schedules
 from nava_lab.streams import Interface
+from nava_lab.worlds.base import SPLITS
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ def parts(config: Config) -> Parts:
             raise ValueError("evaluation: needs at least 2 clips, 2 loss_clips and a batch_size of 1")
         if min(scoring.shift, *scoring.shifts.values(), 1) <= 0 or scoring.steps < 1:
             raise ValueError("evaluation: steps must be at least 1 and shifts positive")
+        if scoring.split not in SPLITS:
+            raise ValueError(f"evaluation.split={scoring.split}: {nearest(scoring.split, list(SPLITS))}")
         known(config.attention.backend)
         if config.attention.cut not in ("all", *config.world.interface().modalities):
             names = ", ".join(("all", *config.world.interface().modalities))
@@ -69,7 +74,7 @@ def parts(config: Config) -> Parts:
         _check_timbre(config)
         check_guidance(sampler.guidance, drawing, interface(config).text)
         check_use(drawing, [scoring.given] if scoring.given else [])
-        solution = solve(config.variant, interface(config), config.budget)
+        solution = _solved(config)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     return Parts(
@@ -77,7 +82,7 @@ def parts(config: Config) -> Parts:
         objective,
         drawing,
         replace(drawing.plain(), modality_dropout=1.0 if always_cut else 0.0),
-        Protocol(sampler, scoring.clips, scoring.loss_clips, scoring.batch_size, given=scoring.given),
+        Protocol(sampler, scoring.clips, scoring.loss_clips, scoring.batch_size, scoring.split, scoring.given),
     )
 
 
@@ -115,9 +120,24 @@ def _sampler(config: Config, cut: bool) -> Sampler:
         scoring.schedule,
         dict(scoring.shifts),
         guidance,
+        {name: _schedule(f"evaluation.schedules.{name}", value) for name, value in scoring.schedules.items()},
     )
     sampler.walk(tuple(config.world.interface().modalities))  # a schedule that does not fit its steps says so before any work
     return sampler
+
+
+def _schedule(key: str, value: Any) -> LevelSchedule:
+    """A modality's own schedule: a name, or a mapping of its name and settings."""
+    settings = dict(value) if isinstance(value, Mapping) else {"name": value}
+    name = str(settings.pop("name", ""))
+    if name not in schedules:
+        raise ValueError(f"{key}={value}: {nearest(name, schedules.names())} (NAME, or {{name: NAME, SETTING: VALUE}})")
+    cls = schedules.get(name)
+    known = [part.name for part in dataclasses.fields(cls)]
+    if unknown := [setting for setting in settings if setting not in known]:
+        raise ValueError(f"{key}: schedule {name} has no setting {unknown[0]}; it has {', '.join(known) or 'none'}")
+    made: LevelSchedule = cls(**settings)
+    return made
 
 
 def _floats(value: Any) -> Any:
@@ -134,6 +154,7 @@ def _check_names(config: Config, guidance: Guidance) -> None:
         "flow.shifts": config.flow.shifts,
         "flow.first_step": config.flow.first_step,
         "evaluation.shifts": config.evaluation.shifts,
+        "evaluation.schedules": config.evaluation.schedules,
         "evaluation.given": [config.evaluation.given] if config.evaluation.given else [],
     }
     scales = {f"evaluation.guidance.{term.name}": term.scale for term in guidance.terms}
@@ -186,3 +207,15 @@ def network(config: Config, solution: Solution) -> Denoiser:
         packed=config.attention.packed,
         timbre_in_span=config.conditioning.timbre_in_span,
     )
+
+
+_solutions: dict[str, Solution] = {}
+
+
+def _solved(config: Config) -> Solution:
+    """The size that meets the budget; found once per process for what a study trains over many seeds."""
+    kind, shapes = type(config.variant), interface(config)
+    key = f"{kind.__module__}.{kind.__qualname__} {config.variant!r} {shapes!r} {config.budget!r}"
+    if key not in _solutions:
+        _solutions[key] = solve(config.variant, shapes, config.budget)
+    return _solutions[key]

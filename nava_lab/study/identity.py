@@ -18,7 +18,7 @@ from nava_lab.registry import PACKAGE, variants
 
 FLOORS = (
     *("rng.py", "streams.py", "layers", "attention", "conditioning", "blocks", "models", "budget", "media", "worlds", "flow"),
-    *("training", "evaluation", "study/build.py", "study/run.py"),
+    *("training", "evaluation", "study/build.py", "study/fit.py", "study/run.py"),
 )
 NOT_PART = ("output", "logger")
 

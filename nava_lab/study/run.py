@@ -4,6 +4,7 @@ A run's folder::
 
     config.yaml         the resolved config
     identity.json       hashes of config, code and data
+    failed.json         why it stopped, where it failed by itself
     metrics.jsonl       the log, one line per logged step
     checkpoints/        the two newest
     model.safetensors   the averaged weights, once training is done
@@ -15,8 +16,7 @@ A run's folder::
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,47 +27,20 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_only
-from safetensors.torch import load_file, save_file
 
-from nava_lab.attention.attend import check
-from nava_lab.config import Config, ConfigError, from_file
+from nava_lab.config import Config, ConfigError
 from nava_lab.evaluation.previews import write_previews
 from nava_lab.evaluation.protocol import Result, evaluate
 from nava_lab.evaluation.score import Score
 from nava_lab.flow.agreement import disagreements
 from nava_lab.flow.guidance.algebra import OFF
-from nava_lab.models.denoiser import Denoiser
 from nava_lab.registry import metrics
-from nava_lab.rng import stable_seed
 from nava_lab.study import record
-from nava_lab.study.build import Parts, network, parts
+from nava_lab.study.build import Parts, parts
+from nava_lab.study.fit import load_model, train
 from nava_lab.study.identity import code_fingerprint, git_revision, run_hash, run_name, variant_fingerprint
-from nava_lab.training.callbacks import MetricsLog, Progress, averaging, checkpoints, newest_checkpoint
-from nava_lab.training.data import WorldData
-from nava_lab.training.loggers import make_logger
-from nava_lab.training.module import GenerativeModule
 
 Tell = Callable[[str], None]
-
-
-class WallTime(pl.Callback):
-    """Seconds of training over all sittings, kept in the checkpoints."""
-
-    def __init__(self) -> None:
-        self.before, self.began = 0.0, time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        return self.before + time.monotonic() - self.began
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.began = time.monotonic()
-
-    def state_dict(self) -> dict[str, float]:
-        return {"seconds": self.seconds}
-
-    def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        self.before = state_dict["seconds"]
 
 
 def identify(config: Config) -> dict[str, str]:
@@ -85,16 +58,20 @@ def identify(config: Config) -> dict[str, str]:
 def prepared(config: Config) -> Parts:
     """Make the data ready and build what a run needs; whatever would fail after training is refused here."""
     config.world.prepare()
-    held_out = config.world.count("test")
+    split = config.evaluation.split
+    held_out = config.world.count(split)
     if held_out is not None and held_out < 2:
         raise ConfigError(
-            f"world {config.world.name} holds out {held_out} clips for the test and scores need 2: raise world.test_share"
+            f"world {config.world.name} holds out {held_out} clips for the {split} and scores need 2: raise world.{split}_share"
         )
     return parts(config)
 
 
-def run(config: Config, tell: Tell = print) -> Path:
-    """Train, sample and score; continue a killed run, and leave a finished one as it is. Returns the run's folder."""
+def run(config: Config, tell: Tell = print, watchers: Sequence[pl.Callback] = ()) -> Path:
+    """Train, sample and score; continue a killed run, and leave a finished one as it is. Returns the run's folder.
+
+    ``watchers`` see the training (callbacks of Lightning) and may end it, with an error of their own.
+    """
     built = prepared(config)
     for line in scoring_record(config, built).get("unlike_training", ()):
         tell(f"warning: {line}")
@@ -109,11 +86,44 @@ def run(config: Config, tell: Tell = print) -> Path:
         if (folder / record.NAME).exists():
             tell(f"{folder.name}: already finished, nothing to do")
             return folder
-        if not (folder / "model.safetensors").exists():
-            train(config, built, folder, tell)
-        if not _leave_group():
-            score(config, folder, tell, built)
+        with _failures_written(folder):
+            if not (folder / "model.safetensors").exists():
+                train(config, built, folder, tell, watchers)
+            if not _leave_group():
+                score(config, folder, tell, built)
     return folder
+
+
+FAILURES = (ValueError, ArithmeticError, OSError, RuntimeError, MemoryError)  # what a run itself can fail of
+FAILED = "failed.json"
+
+
+class RunBusy(ConfigError):
+    """Another process is at this run."""
+
+
+@contextmanager
+def _failures_written(folder: Path) -> Iterator[None]:
+    """Leave ``failed.json`` behind where the run fails, and only there."""
+    if not getattr(rank_zero_only, "rank", 0):
+        (folder / FAILED).unlink(missing_ok=True)
+    try:
+        yield
+    except FAILURES as error:
+        record.write_json(folder / FAILED, {"error": " ".join(str(error).split()), "kind": type(error).__name__})
+        raise
+
+
+def state_of(folder: Path) -> str:
+    """How far a run is, by its folder: "finished", "failed", "begun" or "missing"; what other code made counts as missing."""
+    path = folder / "identity.json"
+    if not path.exists():
+        return "missing"
+    made = json.loads(path.read_text(encoding="utf-8"))
+    now = {"code": code_fingerprint(), "variant_code": variant_fingerprint(folder.name.split("-")[0])}
+    if any(made.get(key) != value for key, value in now.items()):
+        return "missing"
+    return "finished" if (folder / record.NAME).exists() else "failed" if (folder / FAILED).exists() else "begun"
 
 
 @contextmanager
@@ -126,7 +136,7 @@ def _alone(folder: Path) -> Iterator[None]:
         with FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0):
             yield
     except Timeout:
-        raise ConfigError(f"{folder} is being trained by another process; wait for it, or change a setting") from None
+        raise RunBusy(f"{folder} is being trained by another process; wait for it, or change a setting") from None
 
 
 def _leave_group() -> int:
@@ -154,85 +164,6 @@ def _ours(folder: Path, identity: dict[str, str], tell: Tell) -> bool:
     folder.rename(aside)
     tell(f"{folder.name} was made by other code (revision {old['revision']}): kept as {aside.name}, starting afresh")
     return False
-
-
-def train(config: Config, built: Parts, folder: Path, tell: Tell = print) -> None:
-    """Train from the newest readable checkpoint, or from the start, and save the averaged weights."""
-    torch.manual_seed(stable_seed("init", config.seed))
-    module = GenerativeModule(network(config, built.solution), built.objective, built.drawing, config.training, config.seed)
-    if config.trainer.compile:
-        module.network.compile()
-    clock = WallTime()
-    callbacks = [clock, MetricsLog(folder / "metrics.jsonl"), *averaging(config.training)]
-    if config.output.progress:
-        callbacks.append(Progress(config.training.steps, f"{config.variant.name} s{config.seed}"))
-    callbacks += checkpoints(folder / "checkpoints", config.training)
-    machine = config.trainer
-    check(config.attention.backend, machine.accelerator, gradients=True)
-    try:
-        trainer = pl.Trainer(
-            max_steps=config.training.steps,
-            max_epochs=-1,
-            accelerator=machine.accelerator,
-            devices=machine.devices,
-            strategy=machine.strategy,
-            precision=machine.precision,  # type: ignore[arg-type]
-            gradient_clip_val=config.training.clip_norm,
-            callbacks=callbacks,
-            logger=make_logger(config.logger.kind, config.logger.project, folder),
-            val_check_interval=config.training.every(config.training.validations) or None,
-            check_val_every_n_epoch=None,
-            limit_val_batches=None if config.training.validations and config.world.count("validation") != 0 else 0,
-            num_sanity_val_steps=0,
-            log_every_n_steps=10,
-            enable_model_summary=False,
-            enable_progress_bar=config.output.progress,
-            enable_checkpointing=bool(config.training.checkpoints),
-            default_root_dir=folder,
-            use_distributed_sampler=False,
-        )
-    except (pl.utilities.exceptions.MisconfigurationException, ValueError) as error:
-        raise ConfigError(f"trainer: {str(error).splitlines()[0]}") from None
-    newest = newest_checkpoint(folder / "checkpoints", tell)
-    if newest is not None:
-        tell(f"{folder.name}: continuing from {newest.name}")
-    try:
-        trainer.fit(module, WorldData(config.world, config.training, config.seed), ckpt_path=newest, weights_only=True)
-    except SystemExit:  # how Lightning ends after Ctrl-C
-        raise KeyboardInterrupt from None
-    if trainer.is_global_zero:
-        weights = {name: part.detach().cpu().contiguous() for name, part in module.network.state_dict().items()}
-        temporary = folder / ".model.tmp"
-        save_file(weights, temporary, metadata={"wall_time_s": f"{clock.seconds:.3f}", "steps": str(trainer.global_step)})
-        temporary.chmod(0o644)  # safetensors writes files that their owner alone can read
-        temporary.replace(folder / "model.safetensors")
-
-
-def load_model(
-    folder: Path, config: Config | None = None, tell: Tell = print, built: Parts | None = None
-) -> tuple[Denoiser, int, float]:
-    """A run's averaged weights, from its finished model or else its newest checkpoint; with steps and seconds trained."""
-    from safetensors import safe_open
-
-    config = config or from_file(folder / "config.yaml")
-    model = network(config, (built or parts(config)).solution)
-    path = folder / "model.safetensors"
-    if path.exists():
-        with safe_open(path, "pt") as file:
-            about = file.metadata()
-        model.load_state_dict(load_file(path))
-        return model.eval(), int(about["steps"]), float(about["wall_time_s"])
-    newest = newest_checkpoint(folder / "checkpoints", tell)
-    if newest is None:
-        raise ConfigError(f"{folder} holds neither model.safetensors nor a checkpoint: train it first")
-    saved = torch.load(newest, map_location="cpu", weights_only=True)
-    prefix = "network."
-    model.load_state_dict(
-        {name.removeprefix(prefix): part for name, part in saved["state_dict"].items() if name.startswith(prefix)}
-    )
-    tell(f"{folder.name} is not finished: using {newest.name} (step {saved['global_step']})")
-    seconds = next((state["seconds"] for key, state in saved["callbacks"].items() if key.startswith("WallTime")), 0.0)
-    return model.eval(), int(saved["global_step"]), float(seconds)
 
 
 def score(
@@ -283,6 +214,7 @@ def scoring_record(config: Config, built: Parts) -> dict[str, Any]:
         "solver_settings": settings,
         "schedule": {} if scoring["schedule"]["name"] == "uniform" else scoring["schedule"],
         "shifts": dict(sampler.shifts),
+        "schedules": dict(scoring["schedules"]),
         "given": protocol.given,
         "unlike_training": told,
     }
@@ -302,7 +234,7 @@ def scoring_record(config: Config, built: Parts) -> dict[str, Any]:
 def _captions(config: Config, result: Result) -> list[str]:
     count = len(next(iter(result.first.values()), []))
     caption = getattr(config.world, "captions", None)
-    return caption("test", torch.arange(count)) if caption else [""] * count
+    return caption(config.evaluation.split, torch.arange(count)) if caption else [""] * count
 
 
 def device_of(config: Config) -> torch.device:

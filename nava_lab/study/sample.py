@@ -15,8 +15,9 @@ from nava_lab.flow.agreement import check_use, disagreements
 from nava_lab.flow.draws import Drawing
 from nava_lab.streams import Batch, Stream
 from nava_lab.study.build import parts
+from nava_lab.study.fit import load_model
 from nava_lab.study.given import Wish, giver
-from nava_lab.study.run import device_of, load_model
+from nava_lab.study.run import device_of
 from nava_lab.worlds.base import World
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from nava_lab.training.log import read_log
 from nava_lab.training.settings import Training
 
 LOG_EVERY = 10
+LOSS = "validation/loss"
 
 
 class MetricsLog(pl.Callback):
@@ -74,6 +76,45 @@ class Progress(RichProgressBar):
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         items = super().get_metrics(trainer, pl_module)
         return {name: value for name, value in items.items() if name != "v_num"}
+
+
+class EndedEarly(Exception):
+    """A watcher ended the training; what was trained stays where it is, to be continued or not."""
+
+
+class Watch(pl.Callback):
+    """Tells somebody outside of every validation, and ends the training where they say so.
+
+    Args:
+        log: the run's metrics log, whose earlier validations are told again when a run is continued.
+        judge: takes (step, validation loss); whether to end.
+        stop: asked after every step; whether to end at once.
+    """
+
+    def __init__(self, log: Path, judge: Callable[[int, float], bool], stop: Callable[[], bool] = lambda: False):
+        self.log_file, self.judge, self.stop = log, judge, stop
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for line in read_log(self.log_file) if trainer.is_global_zero else []:
+            if LOSS in line and line["step"] <= trainer.global_step:
+                self.judge(int(line["step"]), line[LOSS])
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._end_if(trainer, trainer.is_global_zero and self.stop())
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        loss = trainer.callback_metrics.get(LOSS)
+        if not trainer.sanity_checking and loss is not None:
+            self._end_if(trainer, trainer.is_global_zero and self.judge(trainer.global_step, float(loss)))
+
+    def _end_if(self, trainer: pl.Trainer, wanted: bool) -> None:
+        """The first process decides for all."""
+        if trainer.world_size > 1:
+            wanted = trainer.strategy.broadcast(wanted)
+        if wanted:
+            raise EndedEarly(f"ended at step {trainer.global_step}")
 
 
 def averaging(training: Training) -> list[pl.Callback]:

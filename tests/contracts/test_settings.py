@@ -111,6 +111,7 @@ def test_every_field_of_a_solver_changes_the_clips(name):
         {"cut": True},
         {"solver": solvers.get("euler")()},
         {"schedule": schedules.get("karras")()},
+        {"schedules": {"audio": schedules.get("karras")()}},
         {"guidance": Guidance((guidance.get("text")(2.0),))},
     ],
 )

@@ -144,10 +144,10 @@ class Clips:
 
 
 @st.composite
-def clips(draw, least=1, cut=None, batch=None, full=False, windows=(float("inf"), 0.06, 0.3)):
+def clips(draw, least=1, cut=None, batch=None, full=False, windows=(float("inf"), 0.06, 0.3), absent=False):
     """Clips of different durations, captions of different lengths; modalities and captions may be missing in some samples.
 
-    ``least`` real tokens in every modality, and everywhere where ``full``.
+    ``least`` real tokens in every modality, and everywhere where ``full``; where ``absent``, a modality may be missing altogether.
     """
     batch = batch or draw(st.integers(1, 3))
     chance = generator(draw(seeds))
@@ -158,10 +158,15 @@ def clips(draw, least=1, cut=None, batch=None, full=False, windows=(float("inf")
         values = torch.randn(batch, length, spec.channels, generator=chance, dtype=torch.float64)
         rate = draw(st.sampled_from([spec.seconds, 0.04, 0.1]))
         positions = time_positions(length, rate).double()
+        if draw(st.booleans()):  # every sample begins at a moment of its own
+            start = torch.rand(batch, 1, 1, generator=chance, dtype=torch.float64)
+            positions = positions + start * torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
         made[name] = Stream(values, positions, None if full else torch.arange(length) < real)
+    if absent:
+        made.pop(draw(st.sampled_from([*made, "none"])), None)
     levels = {name: torch.rand(batch, generator=chance, dtype=torch.float64) for name in made}
     if draw(st.booleans()):
-        levels = dict.fromkeys(made, levels["video"])
+        levels = dict.fromkeys(made, next(iter(levels.values())))
     ids = torch.randint(2, 9, (batch, INTERFACE.text.length), generator=chance)
     words = torch.randint(0 if not full else 1, INTERFACE.text.length + 1, (batch, 1), generator=chance)
     text = text_stream(ids.masked_fill(torch.arange(INTERFACE.text.length) >= words, 0))

@@ -6,15 +6,17 @@ Backends that have no gradients on this device are held to the forward half.
 
 from dataclasses import replace
 from functools import partial
+from unittest import mock
 
 import pytest
 import torch
 from hypothesis import given, settings
 
-from nava_lab.attention import Causal, Cut, Everything, Padding, Segments, Spans, Visible, Window, attend
+from nava_lab.attention import Causal, Cut, Everything, Padding, Segments, Spans, Tokens, Visible, Window, WithoutText, attend
 from nava_lab.attention.attend import check, choose
+from nava_lab.attention.backends import flex
 from nava_lab.registry import backends
-from nava_lab.streams import Packing, Stream
+from nava_lab.streams import Packing, Stream, time_positions
 from tests.laws.cases import NAMES, Scene, fewer, generator, scenes
 from tests.laws.test_masks import big
 
@@ -341,6 +343,75 @@ def test_nothing_to_see_and_nobody_to_see_it(backend):
     query, key = torch.randn(2, 3, 2, 8), torch.randn(2, 0, 2, 8)
     assert torch.equal(NAMED[backend](query, key, key, None), torch.zeros_like(query))
     assert NAMED[backend](key, query, query, None).shape == key.shape
+
+
+@pytest.mark.parametrize("backend", NAMED)
+@pytest.mark.parametrize("packed", [False, True])
+def test_law_2_nan_in_keys_that_nobody_sees_stays_out_without_any_padding(backend, packed):
+    """The contract of ``attend``, whichever rule hides them: text that is kept out, a modality that is cut off."""
+    made = {
+        name: Stream(torch.zeros(2, count, 1), time_positions(count, 0.1), span=torch.zeros(2, count, dtype=torch.long))
+        for name, count in (("video", 3), ("audio", 4), ("timbre", 2), ("text", 2))
+    }
+    made = {name: stream.packed() for name, stream in made.items()} if packed else made
+    rows = {("video",): ("video", "text"), ("audio",): ("video",), ("video", "audio"): ("video", "audio", "text")}
+    for (queries, keys), mask in zip(rows.items(), (WithoutText(), Cut(), WithoutText()), strict=True):
+        scene = Scene(made, Padding() & Segments() & mask, queries, keys)
+        query, key, value = scene.values(len(scene.tokens(queries)), len(scene.tokens(keys)), gradients=trains(backend))
+        unseen = ~scene.visible().dense.expand(len(key), -1, -1).any(1)
+        assert unseen.any()
+        bad = [
+            part.detach().masked_fill(unseen[..., None, None], torch.nan).requires_grad_(trains(backend)) for part in (key, value)
+        ]
+        found = NAMED[backend](query, *bad, scene.visible())
+        close(found, NAMED["reference"](query, key, value, scene.visible()).to(found))
+        if trains(backend):
+            found.square().sum().backward()
+            assert all(torch.isfinite(part.grad).all() for part in (query, *bad))
+
+
+def test_rows_of_one_modality_know_that_nobody_is_hidden():
+    """A tower's own attention and its reading of the text need no table under a cut or a window: nothing to make or to skip."""
+    streams = {name: replace(stream, valid=None) for name, stream in big().streams.items()}
+    mask = Padding() & Segments() & Window(0.1) & Cut(torch.tensor([True, False, True])) & Spans()
+    for name in ("video", "audio"):
+        tokens, text = (Tokens.of(streams, (part,), NAMES) for part in (name, "text"))
+        assert Visible.of(mask, tokens, tokens) is None
+        assert Visible.of(Padding() & Window(0.1) & Cut(), tokens, text) is None
+        assert Visible.of(mask, tokens, text) is not None  # its marks are seen from their spans alone
+        other = Tokens.of(streams, ("audio" if name == "video" else "video",), NAMES)
+        assert Visible.of(mask, tokens, other).dense.any()
+
+
+def test_flex_takes_what_autocast_leaves_in_mixed_types_and_heads_below_its_least():
+    scene = replace(big(), mask=Padding() & Causal())
+    query, key, value = scene.values(*scene.visible().shape, gradients=False)
+    expected = NAMED["reference"](query, key, value, scene.visible())
+    mixed = NAMED["flex"](query, key.double(), value, scene.visible())
+    assert mixed.dtype == torch.float64
+    close(mixed.float(), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = NAMED["flex"](query, key, value.bfloat16(), scene.visible())
+    assert low.dtype == torch.bfloat16
+    torch.testing.assert_close(low.float(), expected, atol=0.05, rtol=0.05)
+
+
+def test_flex_traces_a_kind_of_rule_once_whatever_its_numbers_and_lengths():
+    """Compiled, a graph is for a kind of rule and row: new clips, lengths, windows and samples that are cut bring no new one."""
+    graphs = []
+
+    def counting(graph, example):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(flex.flex_attention, backend=counting, dynamic=True)
+    with mock.patch.object(flex, "flex_attention", compiled):
+        for seed, (length, window) in enumerate([(260, 0.1), (260, 0.2), (300, 0.1), (388, 0.3), (260, 0.1)]):
+            mask = Padding() & Window(window) & Cut(torch.rand(2, generator=generator(seed)) < 0.5)
+            scene = long_scene(length, mask, seed)
+            values = scene.values(*scene.visible().shape, gradients=False)
+            close(NAMED["flex"](*values, scene.visible()), NAMED["sdpa"](*values, scene.visible()))
+    assert len(graphs) <= 2  # lengths turn symbolic at the second one
 
 
 def test_flex_refuses_to_train_on_a_cpu_and_names_the_remedy():

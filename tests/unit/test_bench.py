@@ -6,7 +6,7 @@ import pytest
 
 from nava_lab.bench import BENCHES, sampler
 from nava_lab.bench.sampler import cases, main
-from nava_lab.cli import bench
+from nava_lab.cli.commands.bench import main as bench
 from nava_lab.config import load
 from nava_lab.registry import solvers
 from nava_lab.study.build import parts

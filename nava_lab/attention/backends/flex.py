@@ -7,10 +7,11 @@ Shape letters: b batch, q queries, k keys, h heads, g key-value heads, e channel
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, reduce
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
@@ -19,9 +20,16 @@ from nava_lab.attention.attend import Backend
 from nava_lab.attention.visible import Visible
 from nava_lab.registry import backends
 
+LEAST_HEAD = 16  # channels that the compiled kernel wants of a head
+GRAPHS = 64  # a graph per kind of rule and row; torch gives up after 8 and would fall back to dense attention
+
 
 @cache
 def _compiled() -> Callable[..., Tensor]:
+    torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
+    torch._dynamo.config.specialize_float = (
+        True  # a window's seconds are a constant: inductor cannot lower symbolic ones in a rule
+    )
     return torch.compile(flex_attention, dynamic=True)  # type: ignore[return-value]
 
 
@@ -42,17 +50,37 @@ class Flex(Backend):
         visible: Visible | None,
     ) -> Float[Tensor, "b q h e"]:
         run = _compiled() if query.device.type == "cuda" and not torch.compiler.is_compiling() else flex_attention
+        channels = query.shape[-1]
+        missing = max(0, LEAST_HEAD - channels)
+        q, k, v = (F.pad(part, (0, missing)).transpose(1, 2) for part in of_one_type((query, key, value)))
         out = run(
-            query.transpose(1, 2),
-            key.transpose(1, 2),
-            value.transpose(1, 2),
+            q,
+            k,
+            v,
             block_mask=None if visible is None else block_mask(visible, query.device),
+            scale=channels**-0.5,
             enable_gqa=query.shape[2] != key.shape[2],
         )
-        return out.transpose(1, 2)
+        return out.transpose(1, 2)[..., :channels]
+
+
+def of_one_type(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Queries, keys and values as one type: autocast's, which leaves norms in float32, or the widest of theirs.
+
+    Fused attention is cast by autocast itself; flex attention is not, and refuses mixed types.
+    """
+    device = parts[0].device.type
+    if torch.is_autocast_enabled(device) and all(part.dtype != torch.float64 for part in parts):
+        dtype = torch.get_autocast_dtype(device)
+    else:
+        dtype = reduce(torch.promote_types, (part.dtype for part in parts))
+    return [part.to(dtype) for part in parts]
 
 
 def block_mask(visible: Visible, device: torch.device) -> object:
-    """The rule as flex attention wants it, made once."""
-    lines = None if visible.lines == 1 else visible.lines
-    return visible.once("flex", lambda: create_block_mask(visible.mask_mod(), lines, None, *visible.shape, device=str(device)))
+    """The rule as flex attention wants it, made once; on a GPU compiled, so that the whole table never lies in memory."""
+    lines, compiled = None if visible.lines == 1 else visible.lines, device.type == "cuda"
+    make = lambda: create_block_mask(  # noqa: E731
+        visible.mask_mod(), lines, None, *visible.shape, device=str(device), _compile=compiled
+    )
+    return visible.once("flex", make)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from nava_lab.flow.guidance.base import Modifier, Moment
@@ -42,15 +43,15 @@ class AdaptiveProjected(Modifier):
         if self.momentum:
             key = f"apg {term} {name}"
             if key in moment.memory:
-                change = change + self.momentum * moment.memory[key]
+                change.add_(moment.memory[key], alpha=self.momentum)
             moment.memory[key] = change
+        factor: Tensor | float = 1 / t  # everything that scales the whole, applied once
         if self.norm:
-            one = change.new_ones(()).expand_as(change)
-            size = (moment.inner(name, change, change) / moment.inner(name, one, one).clamp(min=1)).sqrt()
-            change = change * (self.norm / size).where(size > self.norm, 1.0)
-        if self.parallel != 1:
-            clean = moment.x[name] - t * conditional
-            length = moment.inner(name, clean, clean)
-            along = (moment.inner(name, change, clean) / length).where(length > 0, 0.0) * clean
-            change = change - (1 - self.parallel) * along
-        return change / t
+            size = (moment.inner(name, change, change) / moment.size(name, change)).sqrt()
+            factor = (self.norm / size).where(size > self.norm, 1.0) / t
+        if self.parallel == 1:
+            return change * factor
+        clean = torch.sub(moment.x[name], conditional, alpha=t)
+        length = moment.inner(name, clean, clean)
+        along = (moment.inner(name, change, clean) / length).where(length > 0, 0.0)
+        return clean.mul_(along * (self.parallel - 1)).add_(change).mul_(factor)

@@ -53,19 +53,26 @@ class Moment:
 
     def inner(self, name: str, a: Tensor, b: Tensor) -> Float[Tensor, "b 1 1"]:
         """Each sample's inner product of two velocities of a modality, over its counted tokens."""
-        product = (a * b).sum(-1)
+        product = torch.linalg.vecdot(a, b)
         counted = self.counted.get(name)
         return (product if counted is None else product.masked_fill(~counted, 0.0)).sum(-1).view(-1, 1, 1)
 
     def spread(self, name: str, a: Tensor) -> Float[Tensor, "b 1 1"]:
         """Each sample's standard deviation over its counted tokens and all channels."""
         counted = self.counted.get(name)
-        weight = a.new_ones(a.shape[:2]) if counted is None else counted.to(a.dtype)
-        weight = weight.unsqueeze(-1)
-        size = (weight.sum((1, 2), keepdim=True) * a.shape[-1]).clamp(min=1)
+        if counted is None:
+            return a.flatten(1).std(1, correction=0).view(-1, 1, 1)
+        weight = counted.to(a.dtype).unsqueeze(-1)
+        size = self.size(name, a)
         kept = torch.where(weight > 0, a, 0.0)
         mean = kept.sum((1, 2), keepdim=True) / size
         return ((weight * (kept - mean).square()).sum((1, 2), keepdim=True) / size).sqrt()
+
+    def size(self, name: str, a: Tensor) -> Float[Tensor, "b 1 1"]:
+        """How many values of a modality's velocity count in each sample, at least 1."""
+        counted = self.counted.get(name)
+        tokens = a.new_full((a.shape[0],), a.shape[1]) if counted is None else counted.to(a.dtype).sum(1)
+        return (tokens * a.shape[-1]).clamp(min=1).expand(a.shape[0]).view(-1, 1, 1)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,66 @@
+"""The command line. Listing and help import nothing heavy; every mistake ends in one line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+from nava_lab.cli.catalogue import catalogue
+from nava_lab.registry import UnknownName, nearest
+from nava_lab.training.quiet import quieten
+
+COMMANDS = sorted(file.stem for file in (Path(__file__).parent / "commands").glob("[a-z]*.py"))
+FIRST = ("train", "describe", "sample", "score", "compare", "study", "bench")  # the order of the help; others follow by name
+SETTABLE = ("train", "describe", "demo", "study")  # whose help lists every setting
+
+
+def command(name: str) -> ModuleType:
+    """The file of a command."""
+    return import_module(f"nava_lab.cli.commands.{name}")
+
+
+def usage() -> str:
+    ordered = [name for name in FIRST if name in COMMANDS] + [name for name in COMMANDS if name not in FIRST]
+    return (
+        "nava: compare joint audio-video generators at equal parameters, compute and data\n\n"
+        + "".join(command(name).USAGE for name in ordered)
+        + "\n`nava train --help` lists what can be set. RUN is a run's folder.\n\n"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of ``nava``."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage() + catalogue(short=True))
+        return
+    name, rest = arguments[0], arguments[1:]
+    if name == "--version":
+        from nava_lab import __version__
+
+        print(__version__)
+        return
+    if name not in COMMANDS:
+        _fail(f"there is no command '{name}'; {nearest(name, COMMANDS)}")
+    quieten()
+    try:
+        if any(part in ("-h", "--help") for part in rest):
+            print(usage() + catalogue(short=name not in SETTABLE))
+            return
+        command(name).main(rest)
+    except (ValueError, UnknownName, OSError, FloatingPointError, SyntaxError, MemoryError) as error:
+        if os.environ.get("NAVA_DEBUG"):
+            raise
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("stopped; the same command continues where it was", 130)
+
+
+def _fail(message: str, code: int = 2) -> None:
+    print(f"nava: {message}", file=sys.stderr)
+    raise SystemExit(code)

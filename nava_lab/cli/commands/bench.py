@@ -1,0 +1,21 @@
+"""``nava bench``: what parts of the machinery cost on this machine."""
+
+from __future__ import annotations
+
+USAGE = """\
+  nava bench sampler [KEY=VALUE ...]  overhead of each solver over bare model evaluations  [--json] [--batch-size N]
+  nava bench attention                time and error of each backend here    [--lengths N,N] [--widths N,N] [--device D] [--json]
+"""
+
+
+def main(arguments: list[str]) -> None:
+    from importlib import import_module
+
+    from nava_lab.bench import BENCHES
+    from nava_lab.registry import nearest
+
+    name = arguments[0] if arguments else ""
+    if name not in BENCHES:
+        raise ValueError(f"nava bench NAME: {nearest(name, list(BENCHES))}")
+    if code := import_module(BENCHES[name]).main(arguments[1:]):
+        raise SystemExit(code)

@@ -1,0 +1,41 @@
+"""``nava train``: one run, or with -m every combination of values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nava_lab.cli.words import only_overrides, tell
+
+USAGE = """\
+  nava train [-m] [KEY=VALUE ...]     train (or continue), sample, score; -m: every combination of values
+      with -m: [launcher=joblib|slurm|local|ray], who runs them; [--retry-failed], those that failed before
+"""
+
+
+def main(arguments: list[str]) -> None:
+    many = [part for part in arguments if part in ("-m", "--multirun")]
+    retry = "--retry-failed" in arguments
+    overrides = [part for part in arguments if part not in ("-m", "--multirun", "--retry-failed")]
+    only_overrides(overrides)
+    if many:
+        from nava_lab.study.multirun import multirun
+
+        folders = multirun(overrides, tell, retry)
+        print("compare them with: nava compare " + " ".join(map(str, folders)))
+        return
+    for part in overrides:
+        if part.startswith(("launcher=", "hydra/launcher=", "hydra.launcher.")):
+            raise ValueError(f"{part} does nothing for one run; -m launches every combination of values")
+    from nava_lab.config import load
+    from nava_lab.study.run import run
+
+    _print_run(run(load(overrides), tell))
+
+
+def _print_run(folder: Path) -> None:
+    from nava_lab.report.compare import compare as compare_runs
+    from nava_lab.report.table import print_comparison
+
+    if (folder / "record.json").exists():
+        print_comparison(compare_runs([folder]))
+    print(folder)

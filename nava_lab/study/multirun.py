@@ -1,0 +1,166 @@
+"""``nava train -m``: every combination of values, checked first, then handed to one of Hydra's launchers.
+
+A job's outcome is read from its run's folder, so it makes no difference where a launcher runs it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from nava_lab.config import CONFIGS, Config, ConfigError, check_choices, explain, load, register, typed
+from nava_lab.study.identity import run_name
+from nava_lab.study.run import FAILED, FAILURES, prepared, run, state_of
+from nava_lab.training.quiet import quieten
+
+Tell = Callable[[str], None]
+PACKAGES = {
+    "joblib": ("hydra_plugins.hydra_joblib_launcher", "joblib"),
+    "slurm": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
+    "local": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
+    "ray": ("hydra_plugins.hydra_ray_launcher", "ray"),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One combination: what it is told, and the folder of its run."""
+
+    overrides: tuple[str, ...]
+    folder: Path
+    own_process: bool  # several processes of Lightning's: they must re-execute this job alone
+
+
+def jobs_of(overrides: Sequence[str]) -> list[Job]:
+    """Every combination, each composed, built and checked; nothing is trained where one cannot be meant."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    try:
+        check_choices(overrides)
+        parsed = OverridesParser.create().parse_overrides([part for part in overrides if not _for_hydra(part)])
+        combinations = [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+    except ConfigError:
+        raise
+    except Exception as error:  # Hydra's grammar errors share no public base class
+        raise ConfigError(explain(error, overrides)) from None
+    jobs = []
+    for combination in combinations:
+        config = load(combination)
+        prepared(config)
+        folder = Path(config.output.root) / run_name(config.resolved, config.world.data_version())
+        jobs.append(Job(tuple(combination), folder, re_executes(config)))
+    if len({job.folder for job in jobs}) < len(jobs):
+        raise ConfigError("two jobs of this multirun are the same run: some value is listed twice")
+    return jobs
+
+
+def _for_hydra(override: str) -> bool:
+    return override.lstrip("+~").startswith(("hydra.", "hydra/", "launcher="))
+
+
+def re_executes(config: Config) -> bool:
+    """Whether training starts this process's command again, once per further device."""
+    return (
+        config.trainer.strategy.startswith("ddp") and "fork" not in config.trainer.strategy and str(config.trainer.devices) != "1"
+    )
+
+
+def multirun(overrides: Sequence[str], tell: Tell, retry_failed: bool = False) -> list[Path]:
+    """Run what is not finished yet; returns the folders of all runs. ConfigError names what failed."""
+    launcher = next((part.split("=", 1)[1] for part in overrides if part.startswith("launcher=")), "basic")
+    package, extra = PACKAGES.get(launcher, ("hydra", ""))
+    if find_spec(package.split(".")[0]) is None or find_spec(package) is None:
+        raise ConfigError(f"launcher={launcher} needs a package that is not installed: pip install 'nava-lab[{extra}]'")
+    jobs = jobs_of(overrides)
+    states = [state_of(job.folder) for job in jobs]
+    left = [job for job, state in zip(jobs, states, strict=True) if state != "finished" and (state != "failed" or retry_failed)]
+    done, begun, old = (states.count(name) for name in ("finished", "begun", "failed"))
+    more = [f"{done} finished before" if done else "", f"{begun} to be continued" if begun else ""]
+    more += [
+        f"{old} failed before" + (" and tried again" if retry_failed else ": --retry-failed tries them again") if old else ""
+    ]
+    tell(f"{len(jobs)} runs, all checked" + "".join(f"; {part}" for part in more if part))
+    if left:
+        _launch(left, [part for part in overrides if _for_hydra(part)], tell)
+    failed = [f"{job.folder.name}: {reason}" for job in jobs if (reason := _reason(job.folder))]
+    if failed:
+        raise ConfigError(f"{len(failed)} of {len(jobs)} runs failed: " + "; ".join(failed))
+    return [job.folder for job in jobs]
+
+
+def _reason(folder: Path) -> str:
+    """Why a run is not finished; empty where it is."""
+    state = state_of(folder)
+    if state == "finished":
+        return ""
+    if state == "failed":
+        return json.loads((folder / FAILED).read_text(encoding="utf-8"))["error"]
+    return "ended without a word; the same command continues it"
+
+
+def _launch(jobs: Sequence[Job], for_hydra: list[str], tell: Tell) -> None:
+    """Through the launcher that the config names. Hydra's own way to it is its sweeper, which would launch finished runs too."""
+    from hydra._internal.callbacks import Callbacks
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import create_config_search_path
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.plugins import Plugins
+    from hydra.types import HydraContext, RunMode
+
+    register()
+    GlobalHydra.instance().clear()
+    hydra = Hydra.create_main_hydra2("nava", create_config_search_path(str(CONFIGS)))
+    try:
+        master = hydra.compose_config("train", for_hydra, RunMode.MULTIRUN)
+        context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(master))
+        launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=job_of, config=master)
+        launcher.launch([list(job.overrides) for job in jobs], initial_job_idx=0)
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def job_of(composed: DictConfig) -> str:
+    """What a launcher runs, here or elsewhere; a failure is left in the run's folder and does not stop other runs."""
+    from hydra.core.hydra_config import HydraConfig
+
+    quieten()
+    config = typed(composed)
+    try:
+        if re_executes(config):
+            return in_own_process(list(HydraConfig.get().overrides.task))
+        return str(run(config, _say))
+    except FAILURES as error:
+        _say(f"failed: {config.variant.name} seed {config.seed}: {error}")
+        return ""
+
+
+def in_own_process(overrides: Sequence[str], alive: Callable[[], bool] = lambda: True) -> str:
+    """One run by a command of its own, which Lightning may then start again on every device; ended where ``alive`` says no."""
+    command: list[Any] = [sys.executable, "-m", "nava_lab", "train", *overrides]
+    path = os.pathsep.join(part for part in (str(CONFIGS.parent), os.environ.get("PYTHONPATH", "")) if part)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
+    while True:
+        try:
+            output, _ = process.communicate(timeout=1.0)
+        except subprocess.TimeoutExpired:
+            if not alive():
+                process.terminate()
+            continue
+        break
+    if process.returncode:
+        raise RuntimeError(f"nava train {' '.join(overrides)} ended with status {process.returncode}")
+    return output.strip().splitlines()[-1]
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,482 @@
+"""What a study is: one question, what is held fixed, what varies, and how the answer is to be judged.
+
+A study is a YAML file whose first line is a comment with the question::
+
+    # How much of the depth should align before the rest fuses?
+    fixed: {world: pulse, variant: align_then_fuse, training.steps: 300}
+    vary: {variant.align_fraction: [0, 0.5, 1]}
+    seeds: 8
+    metric: sync_auc
+    budgets:
+      parameters: {budget.parameters: 300_000}
+    tuning:
+      space: {training.lr: {low: 1e-3, high: 1e-2, log: true}}
+      trials: 4
+    contrasts: {against: {variant.align_fraction: 0}}
+    margins: {sync_auc: 0.02}
+
+A key that no field has is an error that names the file and the nearest field. The fields are those of ``Study``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nava_lab.registry import nearest
+from nava_lab.study.grammar import StudyError, as_mapping, checked_keys, number, override, shown, whole
+
+TUNING_SEEDS = 10_000  # the first seed of tuning runs; confirmation counts from 0, so no seed is used for both
+SAMPLERS = ("grid", "tpe", "random", "nsga2")
+PRUNERS = ("none", "median", "halving")
+VALIDATION_LOSS = "validation/loss"
+FLOPS = "flops_per_sample"
+SIZES = ("parameters", "flops")
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One setting that is tuned: a list of values, or a range.
+
+    Attributes:
+        key: the config key.
+        values: what a list holds; empty for a range.
+        low, high: a range's ends.
+        log: whether a range is even in the logarithm.
+        steps: how many values of a range the grid sampler takes, ends included.
+        whole: whether a range holds whole numbers alone (both of its ends are written as such).
+    """
+
+    key: str
+    values: tuple[Any, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    steps: int = 0
+    whole: bool = False
+
+    def grid(self) -> tuple[Any, ...]:
+        """The values that the grid sampler takes."""
+        if self.values:
+            return self.values
+        shares = [step / (self.steps - 1) for step in range(self.steps)]
+        if self.log:
+            values = [float(f"{self.low * (self.high / self.low) ** share:.6g}") for share in shares]
+        else:
+            values = [self.low + (self.high - self.low) * share for share in shares]
+        return tuple(dict.fromkeys(round(value) for value in values)) if self.whole else tuple(values)
+
+    def bound(self, value: Any) -> str:
+        """ "low" or "high" where the value lies at (or within 2 % of) an end of an ordered dimension, else empty."""
+        ordered = self.values or (self.low, self.high)
+        if len(ordered) < 2 or not all(isinstance(part, int | float) and not isinstance(part, bool) for part in ordered):
+            return ""
+        low, high, at = min(ordered), max(ordered), float(value)
+        if self.values:
+            return "low" if at <= low else "high" if at >= high else ""
+        share = math.log(at / low) / math.log(high / low) if self.log else (at - low) / (high - low)
+        return "low" if share <= 0.02 else "high" if share >= 0.98 else ""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How each point's own settings are chosen, with the same space and trials for every point.
+
+    Attributes:
+        space: what is tuned.
+        trials: trials per point; with the grid sampler, as many as the grid has.
+        seeds: seeds per trial; a trial's value is their mean. None of them is a confirmation seed.
+        metric: what is optimised on the validation split: a score, or "validation/loss". Empty for the study's metric.
+        sampler: grid, tpe, random; or nsga2, which minds ``metric`` and training FLOPs per sample at once.
+        pruner: what ends bad trials early by the validation loss on the way: none, median or halving.
+        front: nsga2 only: how many points of the Pareto front are confirmed.
+    """
+
+    space: tuple[Dimension, ...]
+    trials: int = 8
+    seeds: tuple[int, ...] = (TUNING_SEEDS,)
+    metric: str = ""
+    sampler: str = "tpe"
+    pruner: str = "none"
+    front: int = 4
+
+    @property
+    def two_objectives(self) -> bool:
+        return self.sampler == "nsga2"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One thing that is compared: a combination of levels under one budget.
+
+    Attributes:
+        label: its levels, as a reader names it.
+        budget: which of the study's budgets; empty where the study declares none.
+        levels: by axis, the name of the level.
+        settings: config keys and values that make it, without those that are tuned.
+    """
+
+    label: str
+    budget: str
+    levels: Mapping[str, str]
+    settings: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """Unique within the study."""
+        return f"{self.label} [{self.budget}]" if self.budget else self.label
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A declared comparison under one budget: whether ``first`` is better than ``second`` (both are labels)."""
+
+    first: str
+    second: str
+    budget: str = ""
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """A law L = E + a C^-b through the points of one axis.
+
+    Attributes:
+        axis: the axis along which size grows.
+        size: what C is: "parameters" or "flops" (per sample).
+        metric: what L is, a score where lower is better.
+        held_out: how many of the largest sizes are predicted instead of fitted.
+    """
+
+    axis: str
+    size: str = "parameters"
+    metric: str = "loss"
+    held_out: int = 1
+
+
+@dataclass(frozen=True)
+class Study:
+    """A whole study, checked.
+
+    Attributes:
+        name: the file's stem.
+        edition: which of the file's editions it is ("cpu", "gpu"); empty where it has none.
+        question: the first line of the file.
+        fixed: config keys and values that all runs share.
+        points: everything that is compared, budgets included.
+        seeds: of the confirmation runs, paired across points.
+        metric: the score (on the test split) that contrasts are about.
+        budgets: names of what is held equal; each point exists once under each.
+        tuning: how each point's own settings are chosen first; None for none.
+        contrasts: the declared comparisons; all others are exploratory.
+        margins: by score, the difference that "no worse" allows.
+        scaling: a law through sizes, if that is the question.
+        left_out: optional levels that this checkout does not have.
+        source: the file's fields as they were read, with edition and overrides applied.
+    """
+
+    name: str
+    edition: str
+    question: str
+    fixed: Mapping[str, Any]
+    points: tuple[Point, ...]
+    seeds: tuple[int, ...]
+    metric: str
+    budgets: tuple[str, ...]
+    tuning: Tuning | None
+    contrasts: tuple[Contrast, ...]
+    margins: Mapping[str, float]
+    scaling: Scaling | None
+    left_out: tuple[str, ...]
+    source: Mapping[str, Any]
+
+    def point(self, key: str) -> Point:
+        return next(point for point in self.points if point.key == key)
+
+    def overrides(self, point: Point, seed: int, tuned: Mapping[str, Any] | None = None) -> list[str]:
+        """What ``nava train`` would be told for one run of a point."""
+        settings = {**self.fixed, **point.settings, **(tuned or {}), "seed": seed}
+        return [override(key, value) for key, value in settings.items()]
+
+
+FIELDS = ("fixed", "vary", "seeds", "metric", "budgets", "tuning", "contrasts", "margins", "scaling", "optional", "editions")
+TUNING_FIELDS = ("space", "trials", "seeds", "metric", "sampler", "pruner", "front")
+
+
+def read_study(
+    file: Path, edition: str = "", overrides: Sequence[str] = (), present: Mapping[str, Sequence[str]] | None = None
+) -> Study:
+    """A study file as a checked study.
+
+    Args:
+        file: the YAML file.
+        edition: which edition, where the file has some; empty for none of them.
+        overrides: ``KEY=VALUE``, a study's field (``seeds=3``, ``tuning.trials=4``, ``budgets=flops``) or a config key, which is
+            then fixed for all runs.
+        present: by axis, the choices that this checkout has; what an optional axis names beyond them is left out.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        text = file.read_text(encoding="utf-8")
+        plain = OmegaConf.to_container(OmegaConf.create(text))
+    except FileNotFoundError:
+        known = [str(path) for path in sorted(file.parent.glob("*.yaml"))] if file.parent.is_dir() else []
+        raise StudyError(f"{file} does not exist" + (f"; {nearest(str(file), known)}" if known else "")) from None
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise StudyError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+    first = text.split("\n", 1)[0].strip()
+    if not re.fullmatch(r"#\s*[^?]+\?", first):
+        raise StudyError(f"{file}: the first line must be a comment with one question, such as '# Which family is best?'")
+    fields = as_mapping(plain, f"{file}")
+    checked_keys(fields, FIELDS, str(file))
+    editions = as_mapping(fields.pop("editions", None) or {}, f"{file}: editions")
+    if edition:
+        if edition not in editions:
+            raise StudyError(
+                f"{file} has no edition {edition}; {nearest(edition, list(editions)) if editions else 'it has none'}"
+            )
+        fields = _merged(fields, as_mapping(editions[edition], f"{file}: editions.{edition}"), f"{file}: editions.{edition}")
+    fields = _overridden(fields, overrides, str(file))
+    return study_of(fields, file.stem, edition, first.lstrip("# ").strip(), str(file), present)
+
+
+def study_of(
+    fields: Mapping[str, Any],
+    name: str,
+    edition: str,
+    question: str,
+    where: str,
+    present: Mapping[str, Sequence[str]] | None = None,
+    left_out: Sequence[str] = (),
+) -> Study:
+    """A study from its fields; ``where`` names their source in messages, ``left_out`` optional levels that are not here."""
+    checked_keys(fields, FIELDS, where)
+    fixed = as_mapping(fields.get("fixed") or {}, f"{where}: fixed")
+    budgets = as_mapping(fields.get("budgets") or {"": {}}, f"{where}: budgets")
+    grids, missing = _grids(fields, where, present or {}, left_out)
+    points = tuple(
+        Point(label, budget, levels, {**as_mapping(held or {}, f"{where}: budgets.{budget}"), **settings})
+        for budget, held in budgets.items()
+        for label, levels, settings in _unique(grids)
+    )
+    metric = fields.get("metric")
+    if not isinstance(metric, str) or not metric:
+        raise StudyError(f"{where}: metric must name the score that contrasts are about, such as sync_auc")
+    seeds = _seeds(fields.get("seeds", 8), 0, f"{where}: seeds")
+    tuning = _tuning(fields["tuning"], f"{where}: tuning", metric) if fields.get("tuning") else None
+    if tuning and set(tuning.seeds) & set(seeds):
+        raise StudyError(f"{where}: seeds and tuning.seeds share {sorted(set(tuning.seeds) & set(seeds))}; confirm on fresh ones")
+    margins = as_mapping(fields.get("margins") or {}, f"{where}: margins")
+    margins = {score: number(value, f"{where}: margins.{score}", above=0) for score, value in margins.items()}
+    return Study(
+        name,
+        edition,
+        question,
+        fixed,
+        points,
+        seeds,
+        metric,
+        tuple(budgets),
+        tuning,
+        _contrasts(fields.get("contrasts") or {}, points, f"{where}: contrasts"),
+        margins,
+        _scaling(fields["scaling"], grids, f"{where}: scaling") if fields.get("scaling") else None,
+        missing,
+        dict(fields),
+    )
+
+
+def _merged(fields: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Changes laid over the fields: mappings of settings are merged, everything else is replaced."""
+    checked_keys(changes, tuple(part for part in FIELDS if part != "editions"), where)
+    merged = dict(fields)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = {**merged[key], **value} if both and key in ("fixed", "tuning", "margins") else value
+    return merged
+
+
+def _overridden(fields: Mapping[str, Any], overrides: Sequence[str], where: str) -> dict[str, Any]:
+    changed = {**fields, "fixed": dict(fields.get("fixed") or {})}
+    for text in overrides:
+        from omegaconf import OmegaConf
+
+        key, _, raw = text.partition("=")
+        value = OmegaConf.to_container(OmegaConf.create(f"value: {raw}"))["value"]  # type: ignore[index, call-overload]
+        field, _, inner = key.partition(".")
+        if field == "budgets":
+            named = as_mapping(changed.get("budgets") or {}, f"{where}: budgets")
+            wanted = [part.strip() for part in raw.strip("[]").split(",")]
+            for name in wanted:
+                if name not in named:
+                    raise StudyError(
+                        f"{text}: {where} has no budget {name}; {nearest(name, list(named)) if named else 'it has none'}"
+                    )
+            changed["budgets"] = {name: named[name] for name in wanted}
+        elif field == "tuning" and inner:
+            checked_keys({inner: value}, TUNING_FIELDS, text)
+            changed["tuning"] = {**as_mapping(changed.get("tuning") or {}, f"{where}: tuning"), inner: value}
+        elif field in ("seeds", "metric", "tuning") and not inner:
+            changed[field] = value
+        elif field in FIELDS:
+            raise StudyError(f"{text}: edit {field} in {where}; seeds, metric, budgets and tuning.* can be given here")
+        else:
+            changed["fixed"][key] = value
+            varied = [part for part in (changed.get("vary"),) if part]
+            grids = varied[0] if varied and isinstance(varied[0], list) else varied
+            if any(key in grid for grid in grids):
+                raise StudyError(f"{text}: {where} varies {key}, so it cannot be fixed")
+    return changed
+
+
+Level = tuple[str, Mapping[str, Any]]
+Cell = tuple[str, Mapping[str, str], Mapping[str, Any]]
+
+
+def _grids(
+    fields: Mapping[str, Any], where: str, present: Mapping[str, Sequence[str]], left_out: Sequence[str]
+) -> tuple[list[Cell], tuple[str, ...]]:
+    """The cells of every grid of ``vary``, and the optional levels that are not here."""
+    vary = fields.get("vary") or {}
+    missing = list(left_out)
+    cells: list[Cell] = []
+    for grid in vary if isinstance(vary, list) else [vary]:
+        axes = {
+            axis: _levels(axis, levels, f"{where}: vary.{axis}") for axis, levels in as_mapping(grid, f"{where}: vary").items()
+        }
+        for axis in set(fields.get("optional") or []) & set(axes) & set(present):
+            missing += [f"{axis}={name}" for name, _ in axes[axis] if name not in present[axis]]
+        axes = {axis: [level for level in levels if f"{axis}={level[0]}" not in missing] for axis, levels in axes.items()}
+        for combination in itertools.product(*axes.values()):
+            levels = {axis: name for axis, (name, _) in zip(axes, combination, strict=True)}
+            settings = {key: value for _, part in combination for key, value in part.items()}
+            label = ", ".join(f"{axis.rsplit('.', 1)[-1]}={name}" for axis, name in levels.items())
+            cells.append((label or "all", levels, settings))
+    if not cells:
+        raise StudyError(f"{where}: vary leaves nothing to compare" + (f" without {', '.join(missing)}" if missing else ""))
+    return cells, tuple(dict.fromkeys(missing))
+
+
+def _unique(cells: Sequence[Cell]) -> list[Cell]:
+    return list({cell[0]: cell for cell in cells}.values())
+
+
+def _levels(axis: str, levels: Any, where: str) -> list[Level]:
+    """A list of values of one key, or named levels that each set several keys."""
+    if isinstance(levels, Mapping):
+        return [(str(name), as_mapping(settings or {}, f"{where}.{name}")) for name, settings in levels.items()]
+    if not isinstance(levels, list) or not levels:
+        raise StudyError(f"{where} must be a list of values, or a mapping from a level's name to its settings")
+    found: list[Level] = [(shown(value), {axis: value}) for value in levels]
+    if len({name for name, _ in found}) < len(found):
+        raise StudyError(f"{where} lists a value twice")
+    return found
+
+
+def _seeds(value: Any, first: int, where: str) -> tuple[int, ...]:
+    if isinstance(value, list):
+        seeds = tuple(whole(part, where, least=0) for part in value)
+        if len(set(seeds)) < len(seeds) or not seeds:
+            raise StudyError(f"{where} must list different seeds")
+        return seeds
+    return tuple(range(first, first + whole(value, where, least=1)))
+
+
+def _tuning(value: Any, where: str, metric: str) -> Tuning:
+    fields = as_mapping(value, where)
+    checked_keys(fields, TUNING_FIELDS, where)
+    space = tuple(
+        _dimension(key, part, f"{where}.space.{key}") for key, part in as_mapping(fields.get("space"), f"{where}.space").items()
+    )
+    if not space:
+        raise StudyError(f"{where}.space must name what is tuned")
+    sampler, pruner = fields.get("sampler", "tpe"), fields.get("pruner", "none")
+    for key, name, known in (("sampler", sampler, SAMPLERS), ("pruner", pruner, PRUNERS)):
+        if name not in known:
+            raise StudyError(f"{where}.{key}={name}: {nearest(str(name), list(known))}")
+    if sampler == "nsga2" and pruner != "none":
+        raise StudyError(f"{where}: a trial with two objectives cannot be pruned; set pruner: none")
+    trials = fields.get("trials", 8)
+    if sampler == "grid":
+        ranges = [part.key for part in space if not part.values and part.steps < 2]
+        if ranges:
+            raise StudyError(f"{where}.space.{ranges[0]} needs steps of at least 2 for the grid sampler")
+        cells = math.prod(len(part.grid()) for part in space)
+        if fields.get("trials", cells) != cells:
+            raise StudyError(f"{where}.trials={trials}: the grid has {cells} cells; leave trials out")
+        trials = cells
+    return Tuning(
+        space,
+        whole(trials, f"{where}.trials", least=1),
+        _seeds(fields.get("seeds", 1), TUNING_SEEDS, f"{where}.seeds"),
+        str(fields.get("metric") or metric),
+        sampler,
+        pruner,
+        whole(fields.get("front", 4), f"{where}.front", least=1),
+    )
+
+
+def _dimension(key: str, value: Any, where: str) -> Dimension:
+    if isinstance(value, list):
+        if len(value) < 2:
+            raise StudyError(f"{where} lists fewer than two values: fix it instead")
+        if any(isinstance(part, list | Mapping) for part in value):
+            raise StudyError(f"{where} must list plain values; what needs lists can vary, as named levels")
+        return Dimension(key, tuple(value))
+    fields = as_mapping(value, where)
+    checked_keys(fields, ("low", "high", "log", "steps"), where)
+    low, high = (number(fields.get(name), f"{where}.{name}") for name in ("low", "high"))
+    log = bool(fields.get("log", False))
+    if low >= high or (log and low <= 0):
+        raise StudyError(f"{where}: low={low:g} must be below high={high:g}" + (" and above 0" if log else ""))
+    integers = all(isinstance(fields[name], int) for name in ("low", "high"))
+    return Dimension(key, (), low, high, log, whole(fields.get("steps", 0), f"{where}.steps", least=0), integers)
+
+
+def _contrasts(value: Any, points: Sequence[Point], where: str) -> tuple[Contrast, ...]:
+    fields = as_mapping(value, where)
+    checked_keys(fields, ("against", "pairs"), where)
+    found: list[Contrast] = []
+    known = {point.label for point in points}
+    for pair in fields.get("pairs") or []:
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise StudyError(f"{where}.pairs must list pairs of labels")
+        for label in pair:
+            if label not in known:
+                raise StudyError(f"{where}.pairs: there is no '{label}'; {nearest(str(label), sorted(known))}")
+        found += [Contrast(pair[0], pair[1], budget) for budget in dict.fromkeys(point.budget for point in points)]
+    for axis, level in as_mapping(fields.get("against") or {}, f"{where}.against").items():
+        base = shown(level)
+        axes = sorted({name for point in points for name in point.levels})
+        if axis not in axes:
+            raise StudyError(f"{where}.against: {axis} does not vary; {nearest(axis, axes)}")
+        levels = sorted({point.levels[axis] for point in points if axis in point.levels})
+        if base not in levels:
+            raise StudyError(f"{where}.against.{axis}={base}: {nearest(base, levels)}")
+        by_levels = {(point.budget, tuple(point.levels.items())): point for point in points}
+        for point in points:
+            if point.levels.get(axis, base) != base:
+                other = by_levels.get((point.budget, tuple({**point.levels, axis: base}.items())))
+                found += [Contrast(point.label, other.label, point.budget)] if other else []
+    return tuple(dict.fromkeys(found))
+
+
+def _scaling(value: Any, cells: Sequence[Cell], where: str) -> Scaling:
+    fields = as_mapping(value, where)
+    checked_keys(fields, tuple(part.name for part in dataclasses.fields(Scaling)), where)
+    scaling = Scaling(**{"axis": "", **fields})
+    axes = sorted({axis for _, levels, _ in cells for axis in levels})
+    if scaling.axis not in axes:
+        raise StudyError(f"{where}.axis={scaling.axis} does not vary; {nearest(scaling.axis, axes)}")
+    if scaling.size not in SIZES:
+        raise StudyError(f"{where}.size={scaling.size}: {nearest(str(scaling.size), list(SIZES))}")
+    whole(scaling.held_out, f"{where}.held_out", least=1)
+    return scaling

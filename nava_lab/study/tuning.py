@@ -1,0 +1,127 @@
+"""From a tuning's words to Optuna's: what a trial is asked to try, and which trial is chosen."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.study import StudyDirection
+
+from nava_lab.registry import metrics, nearest
+from nava_lab.rng import stable_seed
+from nava_lab.study.claims import Slot
+from nava_lab.study.grammar import StudyError
+from nava_lab.study.results import Choice
+from nava_lab.study.spec import VALIDATION_LOSS, Dimension, Point, Study, Tuning
+
+
+def higher_is_better(score: str) -> bool:
+    """The direction that some metric declares for a score; StudyError where none does."""
+    if score == VALIDATION_LOSS:
+        return False
+    known: dict[str, bool] = {}
+    for name in metrics:
+        known |= metrics.get(name).higher_is_better_by_score
+    for key in (score, score.split("@")[0]):
+        if key in known:
+            return known[key]
+    raise StudyError(f"no metric declares whether a high or a low {score} is good; {nearest(score, sorted(known))}")
+
+
+def direction(up: bool) -> StudyDirection:
+    return StudyDirection.MAXIMIZE if up else StudyDirection.MINIMIZE
+
+
+def slots_of(tuning: Tuning) -> dict[str, dict[str, Any]]:
+    """A point's trials by name, with the parameters that are fixed beforehand: all of them in a grid, else none."""
+    if tuning.sampler == "grid":
+        keys = [part.key for part in tuning.space]
+        cells = itertools.product(*(part.grid() for part in tuning.space))
+        return {f"trial {number}": dict(zip(keys, cell, strict=True)) for number, cell in enumerate(cells)}
+    return {f"trial {number}": {} for number in range(tuning.trials)}
+
+
+def tuning_study(storage: optuna.storages.BaseStorage, name: str, tuning: Tuning) -> optuna.Study:
+    """A point's Optuna study, made where it is missing."""
+    directions = [direction(higher_is_better(tuning.metric)), *([direction(False)] if tuning.two_objectives else [])]
+    pruners: dict[str, Any] = {
+        "none": optuna.pruners.NopPruner,
+        "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=2),
+        "halving": optuna.pruners.SuccessiveHalvingPruner,
+    }
+    return optuna.create_study(
+        storage=storage, study_name=name, directions=directions, pruner=pruners[tuning.pruner](), load_if_exists=True
+    )
+
+
+def sampler_of(tuning: Tuning, *who: object) -> optuna.samplers.BaseSampler:
+    """A sampler for one trial, seeded by who asks: a study that is resumed repeats no point."""
+    seed = stable_seed("sampler", *who) % 2**32
+    if tuning.sampler == "tpe":
+        startup = max(3, tuning.trials // 4)
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, constant_liar=True)
+    if tuning.sampler == "nsga2":
+        return optuna.samplers.NSGAIISampler(seed=seed, population_size=max(4, tuning.trials // 4))
+    return optuna.samplers.RandomSampler(seed=seed)  # of the grid, every slot fixes every parameter
+
+
+def suggest(trial: optuna.Trial, space: Sequence[Dimension]) -> dict[str, Any]:
+    """The values that a trial tries, by config key."""
+    tried: dict[str, Any] = {}
+    for part in space:
+        if part.values:
+            tried[part.key] = trial.suggest_categorical(part.key, part.values)
+        elif part.whole:
+            tried[part.key] = trial.suggest_int(part.key, round(part.low), round(part.high), log=part.log)
+        else:
+            tried[part.key] = trial.suggest_float(part.key, part.low, part.high, log=part.log)
+    return tried
+
+
+def choose(study: Study, point: Point, slots: Mapping[str, Slot]) -> list[Choice]:
+    """What tuning chose for a point: the best trial, or evenly spread points of the front; empty while trials are left."""
+    tuning = study.tuning
+    assert tuning is not None
+    names = list(slots_of(tuning))
+    if not all(name in slots and slots[name].state in ("finished", "pruned", "failed") for name in names):
+        return []
+    ended = [trial for name in names if slots[name].state == "finished" and (trial := slots[name].trial) is not None]
+    pruned, failed = (sum(slots[name].state == state for name in names) for state in ("pruned", "failed"))
+    up = higher_is_better(tuning.metric)
+
+    def choice(trial: optuna.trial.FrozenTrial, front: int = 0) -> Choice:
+        bounds = {part.key: bound for part in tuning.space if (bound := part.bound(trial.params[part.key]))}
+        return Choice(point.key, dict(trial.params), trial.values[0], len(ended), pruned, failed, bounds, front)
+
+    if not ended:
+        return []
+    if not tuning.two_objectives:
+        # Equal values go to the first trial, whatever the order in which they ended.
+        return [choice(max(ended, key=lambda trial: trial.values[0] if up else -trial.values[0]))]
+    front = [trial for trial in ended if not any(_dominates(other.values, trial.values, up) for other in ended)]
+    front.sort(key=lambda trial: trial.values[1])
+    unlike = list({tuple(trial.values): trial for trial in front}.values())
+    picked = range(len(unlike)) if len(unlike) <= tuning.front else _spread(len(unlike), tuning.front)
+    return [choice(unlike[at], number) for number, at in enumerate(picked, 1)]
+
+
+def _spread(count: int, wanted: int) -> list[int]:
+    if wanted == 1:
+        return [count - 1]
+    return [round(step * (count - 1) / (wanted - 1)) for step in range(wanted)]
+
+
+def _dominates(first: Sequence[float], second: Sequence[float], up: bool) -> bool:
+    """Whether ``first`` (score, cost) is at least as good in both and better in one."""
+    sign = -1 if up else 1
+    a, b = (sign * first[0], first[1]), (sign * second[0], second[1])
+    return a != b and a[0] <= b[0] and a[1] <= b[1]
+
+
+def untunable(study: Study, slots: Mapping[str, Slot]) -> bool:
+    """Whether all of a point's trials ended and none with a value."""
+    assert study.tuning is not None
+    names = list(slots_of(study.tuning))
+    return all(name in slots and slots[name].state in ("pruned", "failed") for name in names)

@@ -1,0 +1,169 @@
+"""A study's file: what it may say, what it becomes, and one clear sentence for each mistake."""
+
+import dataclasses
+import json
+
+import pytest
+
+from nava_lab.config import load
+from nava_lab.study.grammar import StudyError, override, shown
+from nava_lab.study.results import CONFIRMATION, Choice, PlannedRun, StudyResult, as_json, load_study
+from nava_lab.study.spec import Contrast, Dimension, read_study
+
+GOOD = """# How much of the depth should align?
+fixed: {world: gaussian, variant: align_then_fuse}
+vary: {variant.align_fraction: [0, 0.5, 1]}
+seeds: 8
+metric: cross_modal_use
+budgets:
+  parameters: {budget.parameters: 300_000}
+  flops: {budget.parameters: null, budget.flops: 1e8}
+tuning:
+  space: {training.lr: {low: 1e-3, high: 1e-2, log: true, steps: 3}}
+  sampler: grid
+contrasts: {against: {variant.align_fraction: 0}}
+margins: {cross_modal_use: 0.02}
+editions:
+  cpu: {seeds: 3, fixed: {training.steps: 4}, tuning: {seeds: 2}}
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "ratio.yaml"
+    path.write_text(GOOD)
+    return path
+
+
+def test_a_study_is_its_points_under_every_budget_with_paired_seeds(file):
+    study = read_study(file)
+    assert study.question == "How much of the depth should align?"
+    assert [point.key for point in study.points] == [
+        f"align_fraction={fraction} [{budget}]" for budget in ("parameters", "flops") for fraction in ("0", "0.5", "1")
+    ]
+    assert study.seeds == tuple(range(8))
+    assert study.tuning.trials == 3
+    assert study.tuning.space[0].grid() == (0.001, 0.00316228, 0.01)
+    assert not set(study.tuning.seeds) & set(study.seeds)
+    assert study.contrasts == tuple(
+        Contrast(f"align_fraction={fraction}", "align_fraction=0", budget)
+        for budget in ("parameters", "flops")
+        for fraction in ("0.5", "1")
+    )
+
+
+def test_an_edition_and_overrides_change_what_they_name_alone(file):
+    study = read_study(file, "cpu", ["budgets=flops", "world.rho=0.5", "tuning.sampler=tpe", "tuning.trials=5"])
+    assert (len(study.seeds), len(study.tuning.seeds), study.tuning.trials, study.budgets) == (3, 2, 5, ("flops",))
+    assert study.fixed == {"world": "gaussian", "variant": "align_then_fuse", "training.steps": 4, "world.rho": 0.5}
+    config = load(study.overrides(study.points[1], 2, {"training.lr": 0.002}))
+    assert (config.seed, config.training.lr, config.variant.align_fraction, config.budget.kind) == (2, 0.002, 0.5, "flops")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("# How much of the depth should align?", "question: a", "the first line must be a comment with one question"),
+        ("seeds: 8", "sedes: 8", "ratio.yaml: there is no field sedes; did you mean 'seeds'"),
+        ("sampler: grid", "smapler: grid", "ratio.yaml: tuning: there is no field smapler; did you mean 'sampler'"),
+        ("sampler: grid", "sampler: gird", "ratio.yaml: tuning.sampler=gird: did you mean 'grid'"),
+        ("sampler: grid", "sampler: grid\n  trials: 2", "the grid has 3 cells"),
+        ("steps: 3}", "stpes: 3}", "tuning.space.training.lr: there is no field stpes"),
+        ("low: 1e-3", "low: 1", "low=1 must be below high=0.01"),
+        ("metric: cross_modal_use\n", "", "metric must name the score"),
+        ("seeds: 8", "seeds: [1, 1]", "different seeds"),
+        ("seeds: 8", "seeds: [10000]", "confirm on fresh ones"),
+        ("against: {variant.align_fraction: 0}", "against: {variant.align_fractoin: 0}", "did you mean 'variant.align_fraction'"),
+        ("against: {variant.align_fraction: 0}", "against: {variant.align_fraction: 0.4}", "contrasts.against.variant.align_fraction=0.4"),
+        ("against: {variant.align_fraction: 0}", "pairs: [[align_fraction=0, align_fraction=2]]", "there is no 'align_fraction=2'"),
+        ("[0, 0.5, 1]", "[0, 0]", "lists a value twice"),
+        ("[0, 0.5, 1]", "0", "must be a list of values"),
+        ("cross_modal_use: 0.02", "cross_modal_use: -1", "must be above 0"),
+        ("sampler: grid", "sampler: nsga2\n  pruner: median", "cannot be pruned"),
+        ("editions:\n", "scaling: {axis: variant.depth}\neditions:\n", "scaling.axis=variant.depth does not vary"),
+    ],
+)  # fmt: skip
+def test_every_mistake_names_the_file_the_key_and_the_nearest(file, old, new, told):
+    assert old in GOOD
+    file.write_text(GOOD.replace(old, new))
+    with pytest.raises(StudyError) as error:
+        read_study(file)
+    assert told in str(error.value)
+    assert "ratio.yaml" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("edition", "overrides", "told"),
+    [
+        ("gpu", [], "has no edition gpu"),
+        ("", ["budgets=flosp"], "did you mean 'flops'"),
+        ("", ["tuning.trails=3"], "did you mean 'trials'"),
+        ("", ["variant.align_fraction=1"], "varies variant.align_fraction, so it cannot be fixed"),
+        ("", ["contrasts=1"], "edit contrasts in"),
+    ],
+)
+def test_what_is_given_on_the_command_line_is_checked_too(file, edition, overrides, told):
+    with pytest.raises(StudyError, match=told):
+        read_study(file, edition, overrides)
+
+
+def test_optional_levels_that_are_not_here_are_left_out_and_said(file):
+    file.write_text(GOOD.replace("[0, 0.5, 1]}", "[0, 1], variant: [unified, yet_to_come]}\noptional: [variant]"))
+    study = read_study(file, present={"variant": ["unified"]})
+    assert study.left_out == ("variant=yet_to_come",)
+    assert {point.levels["variant"] for point in study.points} == {"unified"}
+    assert len(read_study(file).points) == 8  # where nothing is said of what there is
+
+
+def test_named_levels_set_several_keys_and_grids_add_up(file):
+    levels = "[{variant.align_fraction: [0, 1]}, {bridge: {open: {flow.coupling: independent, seed: 3}, shut: {}}}]"
+    file.write_text(GOOD.replace("{variant.align_fraction: [0, 0.5, 1]}", levels))
+    study = read_study(file, overrides=["budgets=flops"])
+    assert [point.label for point in study.points] == ["align_fraction=0", "align_fraction=1", "bridge=open", "bridge=shut"]
+    assert study.points[2].settings["flow.coupling"] == "independent"
+
+
+@pytest.mark.parametrize(
+    "value", [1, 0.003, True, None, "pulse", "a b", "it's", "null", ["attention", "text"], [1, 0.5], {"a": 1}, -3e-5]
+)
+def test_hydra_reads_an_override_back_as_the_same_value(value):
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_override(override("some.key", value))
+    found = parsed.value()
+    assert (found if not hasattr(found, "text") else found.text) == value
+
+
+def test_values_are_shown_as_a_reader_writes_them():
+    assert [shown(part) for part in (1 / 3, True, None, 300_000, 1_000_000, 64, ["a", "b"], [])] == [
+        "0.333333", "true", "null", "300k", "1M", "64", "a+b", "none",
+    ]  # fmt: skip
+
+
+def test_an_optimum_at_an_end_is_told():
+    lr = Dimension("training.lr", low=1e-3, high=1e-1, log=True)
+    assert [lr.bound(value) for value in (1e-3, 1.05e-3, 1e-2, 9.9e-2)] == ["low", "low", "", "high"]
+    assert [Dimension("a", (1, 2, 4)).bound(value) for value in (1, 2, 4)] == ["low", "", "high"]
+    assert Dimension("a", ("x", "y")).bound("x") == ""
+
+
+def test_a_result_is_read_back_as_it_was_written(file, tmp_path):
+    study = read_study(file, "cpu")
+    folder = tmp_path / "runs" / "studies" / "ratio"
+    folder.mkdir(parents=True)
+    point = study.points[0]
+    runs = (
+        PlannedRun(
+            point.key, point.budget, CONFIRMATION, 0, "finished", tmp_path / "runs" / "a", {"training.lr": 0.1}, None, 0.5
+        ),
+        PlannedRun(point.key, point.budget, CONFIRMATION, 1, "failed", error="no"),
+    )
+    choice = Choice(point.key, {"training.lr": 0.1}, 0.5, 3, 0, 1, {"training.lr": "high"})
+    result = StudyResult(study, folder, True, runs, {point.key: choice})
+    (folder / "study.json").write_text(json.dumps(as_json(result)))
+    back = load_study(folder)
+    assert back == dataclasses.replace(result)
+    assert back.complete
+    assert [run.seed for run in back.confirmations(point)] == [0, 1]
+    with pytest.raises(StudyError, match=r"study.json is missing"):
+        load_study(tmp_path)

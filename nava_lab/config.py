@@ -154,11 +154,18 @@ def _node(cls: type) -> DictConfig:
     """A dataclass as a config node; a frozen one stays open to overrides."""
     node = OmegaConf.structured(cls)
     OmegaConf.set_readonly(node, None)
+    _writable(node)
+    return node
+
+
+def _writable(node: DictConfig) -> None:
+    """Let what a frozen dataclass holds be overridden, and settings by modality take any modality's name."""
     for key in node:
         child = node._get_node(key)
         if isinstance(child, DictConfig):
             OmegaConf.set_readonly(child, None)
-    return node
+            _writable(child)
+    _open(node)
 
 
 def register() -> None:
@@ -395,6 +402,7 @@ def from_file(path: Path, overrides: Sequence[str] = ()) -> Config:
     whole = composed(choice)
     OmegaConf.set_struct(whole, True)
     _open(whole.flow, whole.evaluation)
+    _writable(whole.variant)
     try:
         merged = OmegaConf.merge(whole, saved)
         return typed(OmegaConf.merge(merged, OmegaConf.from_dotlist([part for part in overrides if "/" not in part])))  # type: ignore[arg-type]

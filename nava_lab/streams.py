@@ -184,12 +184,17 @@ class ModalitySpec:
         tokens: tokens of a full-length clip (for costs; a batch may hold fewer).
         seconds: time between neighbouring tokens in time.
         grid: rows and columns of tokens per time step; (1, 1) for audio.
+        stride: frames of a causal codec in a token after the first, which holds one; 1 where time steps are even.
+        context: further values of a token that are read and not generated, after the channels (an image-to-video model's
+            clean frame and mask).
     """
 
     channels: int
     tokens: int
     seconds: float
     grid: tuple[int, int] = (1, 1)
+    stride: int = 1
+    context: int = 0
 
 
 @dataclass(frozen=True)

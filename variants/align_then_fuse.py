@@ -1,9 +1,10 @@
 """Align, then fuse (NAVA, arXiv 2605.30073): modality-aware layers let audio and video correspond, shared layers fuse them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from nava_lab.blocks.joint import Joint
+from nava_lab.models.alignment import aligned
+from nava_lab.models.placement import OWN
 from nava_lab.models.variant import Stage, Variant
 from nava_lab.registry import variants
 
@@ -17,21 +18,16 @@ class AlignThenFuse(Variant):
 
     Attributes:
         align_fraction: share of the layers that align (NAVA: 10 of 30), rounded to whole layers.
+        placement: where they sit: early, late, sandwich or interleaved.
         keep: what an alignment layer keeps per modality: attention, text, feed_forward, norms, modulation. NAVA shares
             norms and feed-forward.
         align_text: whether the alignment layers read the text; without it audio and video first correspond on their own.
     """
 
     align_fraction: float = 1 / 3
+    placement: str = field(default="early", metadata={"choices": OWN})
     keep: tuple[str, ...] = ("attention", "text", "modulation")
     align_text: bool = True
 
     def stages(self) -> Sequence[Stage]:
-        if not 0 <= self.align_fraction <= 1:
-            raise ValueError(f"variant.align_fraction={self.align_fraction} must lie between 0 and 1")
-        align = round(self.depth * self.align_fraction)
-        stages = [
-            Stage(Joint(per_modality=tuple(self.keep)), align, "align", text=self.align_text),
-            Stage(Joint(), self.depth - align, "fuse"),
-        ]
-        return [stage for stage in stages if stage.layers]
+        return aligned(self, self.align_fraction, self.placement, self.keep, self.align_text)

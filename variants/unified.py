@@ -1,7 +1,7 @@
 """Fully unified (daVinci-MagiHuman): text, audio and video in one attention space, one set of weights for all."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nava_lab.blocks.joint import Joint
 from nava_lab.models.variant import Stage, Variant
@@ -19,14 +19,15 @@ class Unified(Variant):
     """
 
     time_input: bool = True
+    text_place: str = field(default="sequence", metadata={"choices": ("cross", "sequence")})
 
-    text_place = "sequence"
-
-    @property
-    def level_input(self) -> str:  # type: ignore[override]
-        return "shared" if self.time_input else "none"
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.time_input:
+            object.__setattr__(self, "level_input", "none")
 
     def stages(self) -> Sequence[Stage]:
-        modulation = "adaln" if self.time_input else "none"
-        block = Joint(text="none", modulation=modulation, head_gates=not self.time_input)
-        return [Stage(block, self.depth, "one space")]
+        chosen = self.layers.shared()
+        if not self.time_input:
+            chosen |= {"modulation": "none", "head_gates": self.layers.head_gates or 1.0}
+        return [Stage(Joint(**chosen), self.depth, "one space")]

@@ -61,16 +61,18 @@ class SelfProjection(nn.Module):
 
 
 class Output(nn.Module):
-    """Heads back to the width; with ``gates``, each head is first scaled by a sigmoid of the token that asked."""
+    """Heads back to the width; with ``gates``, each head is first scaled by that many sigmoids of the token that asked."""
 
-    def __init__(self, width: int, heads: int, head_dim: int, bias: bool = True, gates: bool = False):
+    def __init__(self, width: int, heads: int, head_dim: int, bias: bool = True, gates: float = 0):
         super().__init__()
         self.linear = linear(heads * head_dim, width, bias)
+        self.scale = float(gates)
         self.gate = linear(width, heads, bias) if gates else None
 
     def forward(self, y: Float[Tensor, "b n h e"], asked: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         if self.gate is not None:
-            y = y * self.gate(asked).sigmoid().unsqueeze(-1)
+            open_by = self.gate(asked).sigmoid()
+            y = y * (open_by if self.scale == 1.0 else open_by * self.scale).unsqueeze(-1)
         return self.linear(y.flatten(-2))
 
 

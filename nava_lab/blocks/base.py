@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nava_lab.attention import Mask, Tokens, Visible, WithoutText, attend
 from nava_lab.layers.rotary import Clock, Table
-from nava_lab.streams import TEXT, Stream
+from nava_lab.streams import TEXT, ModalitySpec, Stream
 
 SHARED = "shared"
 EXCHANGE = "exchange"
@@ -67,6 +67,12 @@ class Given:
         clock: seconds to angles.
         backend: the attention backend's name.
         text_visible: whether the generated modalities may see the text in these layers.
+        specs: rates and codecs of the generated modalities, for the clock.
+        levels: the levels' embeddings themselves, ``b 1|n d``, for layers that project them on their own.
+        exchange: ``b 1|n v d``, by which a bridge modulates what is exchanged; empty where no bridge does.
+        prompt: ``b 1|l 2 d``, by which the text itself is modulated; empty where it is not.
+        high: the same for the experts of high noise levels; None where there are none.
+        high_noise: per modality with experts, where the tokens belong to a sample of high level: ``b 1|n 1``.
     """
 
     streams: Mapping[str, Stream]
@@ -76,6 +82,12 @@ class Given:
     clock: Clock
     backend: str = "auto"
     text_visible: bool = True
+    specs: Mapping[str, ModalitySpec] = field(default_factory=dict)
+    levels: Mapping[str, Tensor] = field(default_factory=dict)
+    exchange: Mapping[str, Tensor] = field(default_factory=dict)
+    prompt: Mapping[str, Tensor] = field(default_factory=dict)
+    high: Given | None = None
+    high_noise: Mapping[str, Tensor] = field(default_factory=dict)
     _memo: dict = field(default_factory=dict, repr=False, compare=False)
 
     def visible(self, queries: tuple[str, ...], keys: tuple[str, ...]) -> Visible | None:
@@ -97,15 +109,26 @@ class Given:
             self._memo[key] = Tokens.of(self.streams, order, tuple(self.streams))
         return self._memo[key]
 
-    def rotary(self, order: tuple[str, ...], head_dim: int, time_only: bool = False) -> Table:
-        """Rotary tables of a row of modalities; computed once per forward."""
-        key = ("rotary", order, head_dim, time_only)
+    def rotary(self, order: tuple[str, ...], head_dim: int, time_only: bool = False, heads: int = 1) -> Table:
+        """Rotary tables of a row of modalities; computed once per forward.
+
+        Args:
+            order: the modalities.
+            head_dim: channels of a head.
+            time_only: time alone on all channels, in seconds for everyone: what an exchange between towers reads.
+            heads: how many heads, for clocks that give each its own frequencies.
+        """
+        key = ("rotary", order, head_dim, time_only, heads if self.clock.layout == "spread" else 1)
         if key not in self._memo:
-            positions = [self.streams[name].positions for name in order]
+            positions = [self._placed(name, time_only) for name in order]
             batch = max(part.shape[0] for part in positions)
             joined = torch.cat([part.expand(batch, -1, -1) for part in positions], 1)
-            self._memo[key] = self.clock.table(joined, head_dim, time_only)
+            self._memo[key] = self.clock.table(joined, head_dim, time_only, key[-1])
         return self._memo[key]
+
+    def _placed(self, name: str, aligned: bool) -> Tensor:
+        positions = self.streams[name].positions
+        return self.clock.place(positions, self.specs[name], name, aligned) if name in self.specs else positions
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, visible: Visible | None) -> Tensor:
         """``b q h e``; what ``visible`` answered decides who sees whom."""
@@ -123,6 +146,21 @@ class BlockConfig(Protocol):
     def build(self, dims: Dims) -> nn.Module:
         """A module ``forward(x: Hidden, given: Given) -> dict[str, Tensor]``."""
         ...
+
+
+@dataclass(frozen=True)
+class ExchangeLevels:
+    """Modulation by noise level that a bridge wants of the denoiser.
+
+    Attributes:
+        whose: "other" for the noise level of the modality at the other end, "own" for the tokens' own.
+        scales: vectors of scales and shifts, per modality.
+        gates: vectors of gates, per modality.
+    """
+
+    whose: str
+    scales: tuple[tuple[str, int], ...]
+    gates: tuple[tuple[str, int], ...]
 
 
 class PerModality(nn.Module):
@@ -184,6 +222,12 @@ def tag(module: nn.Module, group: str, owner: str | None = None) -> nn.Module:
     module.budget_group = group  # type: ignore[assignment]
     if owner is not None:
         module.owner = owner  # type: ignore[assignment]
+    return module
+
+
+def idle(module: nn.Module) -> nn.Module:
+    """Mark a module as the second of two of which a token meets one: its parameters count, and are not active."""
+    module.idle = True  # type: ignore[assignment]
     return module
 
 

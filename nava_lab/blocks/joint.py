@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from nava_lab.blocks.base import Dims, Given, Hidden, Spans
 from nava_lab.blocks.options import BlockOptions
-from nava_lab.blocks.sublayers import FeedForward, Modulation, Norms, SelfAttention, TextAttention
-from nava_lab.layers.modulation import modulate
+from nava_lab.blocks.sublayers import FeedForward, Modulation, Norms, SelfAttention, TextAttention, attended, fed, told
 from nava_lab.registry import blocks, nearest
 
 KEEP = ("attention", "text", "feed_forward", "norms", "modulation")
@@ -46,16 +45,18 @@ class Joint(BlockOptions):
 
     def _lacking(self, part: str) -> str:
         """The choices by which the block has no such part; empty where it has it."""
-        text, modulated = self.text == "cross", self.modulation == "adaln"
+        text, modulated = self.text == "cross", self.modulation != "none"
         if part == "text":
             return "" if text else "text=none"
         if part == "modulation":
             return "" if modulated else "modulation=none"
-        # A modulated norm has no weights of its own; the one before the text has.
-        return "text=none and modulation=adaln" if part == "norms" and modulated and not text else ""
+        # A modulated norm has no weights of its own; the one before the text may have.
+        if part == "norms" and modulated and not (text and self.text_norm == "affine"):
+            return f"text={self.text}, text_norm={self.text_norm} and modulation={self.modulation}"
+        return ""
 
     def without_text(self) -> Joint:
-        bare = replace(self, text="none", per_modality=())
+        bare = replace(self, text="none", text_modulation=False, per_modality=())
         return replace(bare, per_modality=tuple(part for part in self.per_modality if not bare._lacking(part)))
 
     def build(self, dims: Dims) -> nn.Module:
@@ -71,34 +72,20 @@ class JointBlock(nn.Module):
                 f"a joint block needs one width and head count for all modalities, not {dict(dims.widths)}; "
                 "give the tower block different widths"
             )
-        adaln = config.modulation == "adaln"
-        self.modulation = Modulation(names, dims, "modulation" in keep) if adaln else None
-        self.norm1 = Norms(names, dims, "norms" in keep, affine=not adaln)
-        self.attention = SelfAttention(
-            names, dims, "attention" in keep, config.qk_norm, config.kv_heads, config.head_gates, config.bias
-        )
-        self.text_norm = Norms(names, dims, "norms" in keep, affine=True) if config.text == "cross" else None
-        self.text = (
-            TextAttention(names, dims, "text" in keep, config.qk_norm, config.head_gates, config.bias)
-            if config.text == "cross"
-            else None
-        )
-        self.norm2 = Norms(names, dims, "norms" in keep, affine=not adaln)
-        self.feed_forward = FeedForward(names, dims, "feed_forward" in keep, config.feed_forward, config.bias)
+        modulated = config.modulation != "none"
+        self.modulation = Modulation(names, dims, "modulation" in keep, config) if modulated else None
+        self.norm1 = Norms(names, dims, "norms" in keep, not modulated, config.norm)
+        self.attention = SelfAttention(names, dims, "attention" in keep, config)
+        reads = config.text == "cross"
+        self.text_norm = Norms(names, dims, "norms" in keep, config.text_norm == "affine", config.norm) if reads else None
+        self.text = TextAttention(names, dims, "text" in keep, config) if reads else None
+        self.norm2 = Norms(names, dims, "norms" in keep, not modulated, config.norm)
+        self.feed_forward = FeedForward(names, dims, "feed_forward" in keep, config)
 
     def forward(self, x: Hidden, given: Given) -> dict[str, Tensor]:
         spans = Spans.of(x)
         row = spans.pack(x)
-        if self.modulation is None:
-            row = row + self.attention(self.norm1(row, spans), spans, given)
-            row = self._read_text(row, spans, given)
-            return spans.unpack(row + self.feed_forward(self.norm2(row, spans), spans))
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(given, spans)
-        row = row + gate1 * self.attention(modulate(self.norm1(row, spans), shift1, scale1), spans, given)
-        row = self._read_text(row, spans, given)
-        return spans.unpack(row + gate2 * self.feed_forward(modulate(self.norm2(row, spans), shift2, scale2), spans))
-
-    def _read_text(self, row: Tensor, spans: Spans, given: Given) -> Tensor:
-        if self.text is None or self.text_norm is None:
-            return row
-        return row + self.text(self.text_norm(row, spans), spans, given)
+        vectors = self.modulation(given, spans) if self.modulation is not None else []
+        row = attended(self, row, spans, given, vectors)
+        row = told(self, row, spans, given, vectors)
+        return spans.unpack(fed(self, row, spans, vectors))

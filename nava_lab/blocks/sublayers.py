@@ -6,6 +6,7 @@ Every sublayer works on a packed row of tokens (``b n d`` with ``Spans`` saying 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
@@ -14,21 +15,21 @@ from torch import Tensor, nn
 from nava_lab.attention import Visible
 from nava_lab.attention.projections import Heads, Output, SelfProjection, kv_heads
 from nava_lab.blocks.base import CONDITIONING, Dims, Given, PerModality, Spans, tag
+from nava_lab.blocks.options import Traits
 from nava_lab.layers.feed_forward import feed_forward
-from nava_lab.layers.modulation import ModulationTable
+from nava_lab.layers.modulation import ModulationTable, OwnModulation, modulate
+from nava_lab.layers.norms import norm
 from nava_lab.layers.rotary import Table, rotate
 from nava_lab.streams import TEXT
 
 
 class Norms(nn.Module):
-    """LayerNorm without weights when modulated (the modulation scales); with weights otherwise."""
+    """A norm without weights when modulated (the modulation scales); with weights otherwise."""
 
-    def __init__(self, names: Sequence[str], dims: Dims, split: bool, affine: bool):
+    def __init__(self, names: Sequence[str], dims: Dims, split: bool, affine: bool, kind: str = "layer"):
         super().__init__()
         self.split = split and affine
-        self.parts = PerModality(
-            names, self.split, lambda name: nn.LayerNorm(dims.widths[name], eps=1e-6, elementwise_affine=affine)
-        )
+        self.parts = PerModality(names, self.split, lambda name: norm(kind, dims.widths[name], affine))
 
     def forward(self, x: Tensor, spans: Spans) -> Tensor:
         return self.parts.over(x, spans, lambda norm, part: norm(part))
@@ -37,15 +38,20 @@ class Norms(nn.Module):
 class Modulation(nn.Module):
     """The block's modulation vectors for a packed row: each ``b 1 d`` where one set serves all tokens, else ``b n d``."""
 
-    def __init__(self, names: Sequence[str], dims: Dims, split: bool, gate: float = 1.0):
+    def __init__(self, names: Sequence[str], dims: Dims, split: bool, traits: Traits, gate: float = 1.0):
         super().__init__()
-        self.tables = PerModality(names, split, lambda name: ModulationTable(dims.widths[name], 6, gate))
+        self.own = traits.modulation == "own"
+        made = OwnModulation if self.own else ModulationTable
+        self.vectors = traits.vectors
+        self.tables = PerModality(names, split, lambda name: made(dims.widths[name], traits.vectors, gate))
 
     def forward(self, given: Given, spans: Spans) -> list[Tensor]:
-        signals = [given.modulation[name] for name in spans.order]
-        if not self.tables.split and all(signal is signals[0] and signal.shape[1] == 1 for signal in signals):
-            return list(self.tables[spans.order[0]](signals[0]))
-        each = [self.tables[name](given.modulation[name]) for name in spans.order]
+        source = given.levels if self.own else given.modulation
+        signals = {name: source[name] if self.own else source[name][..., : self.vectors, :] for name in spans.order}
+        first = next(iter(source[name] for name in spans.order))
+        if not self.tables.split and all(source[name] is first for name in spans.order) and first.shape[1] == 1:
+            return list(self.tables[spans.order[0]](signals[spans.order[0]]))
+        each = [self.tables[name](signals[name]) for name in spans.order]
         lengths = spans.lengths.values()
         return [
             torch.cat([part.expand(-1, length, -1) for part, length in zip(vector, lengths, strict=True)], 1)
@@ -56,17 +62,22 @@ class Modulation(nn.Module):
 class SelfAttention(nn.Module):
     """Attention within one row of tokens: one softmax over everything in it that the mask allows."""
 
-    def __init__(self, names: Sequence[str], dims: Dims, split: bool, qk_norm: str, kv: int, gates: bool, bias: bool) -> None:
+    part = "projections"
+
+    def __init__(self, names: Sequence[str], dims: Dims, split: bool, traits: Traits) -> None:
         super().__init__()
-        self.head_dim = dims.head_dim(names[0])
+        self.heads, self.head_dim = dims.heads[names[0]], dims.head_dim(names[0])
 
         def projection(name: str) -> nn.Module:
             heads = dims.heads[name]
-            return SelfProjection(dims.widths[name], heads, kv_heads(heads, kv), self.head_dim, qk_norm, bias)
+            kv = kv_heads(heads, traits.kv_heads)
+            return SelfProjection(dims.widths[name], heads, kv, self.head_dim, traits.qk_norm, traits.bias)
 
         self.projections = PerModality(names, split, projection)
         self.outputs = PerModality(
-            names, split, lambda name: Output(dims.widths[name], dims.heads[name], self.head_dim, bias, gates)
+            names,
+            split,
+            lambda name: Output(dims.widths[name], dims.heads[name], self.head_dim, traits.bias, traits.head_gates),
         )
 
     def forward(self, x: Float[Tensor, "b n d"], spans: Spans, given: Given) -> Tensor:
@@ -75,7 +86,7 @@ class SelfAttention(nn.Module):
             query, key, value = (torch.cat(part, 1) for part in zip(*parts, strict=True))
         else:
             query, key, value = self.projections[spans.order[0]](x)
-        table = given.rotary(spans.order, self.head_dim)
+        table = given.rotary(spans.order, self.head_dim, heads=self.heads)
         y = given.attend(rotate(query, table), rotate(key, table), value, given.visible(spans.order, spans.order))
         if self.outputs.split:
             return torch.cat([self.outputs[name](y[:, part], x[:, part]) for name, part in spans], 1)
@@ -92,7 +103,7 @@ class CrossAttention(nn.Module):
         heads: int,
         head_dim: int,
         qk_norm: str,
-        gates: bool = False,
+        gates: float = 0,
         bias: bool = True,
     ) -> None:
         super().__init__()
@@ -128,32 +139,90 @@ class CrossAttention(nn.Module):
 class TextAttention(nn.Module):
     """Tokens read the text, which stays outside the sequence."""
 
-    def __init__(self, names: Sequence[str], dims: Dims, split: bool, qk_norm: str, gates: bool, bias: bool) -> None:
+    part = "text"
+
+    def __init__(self, names: Sequence[str], dims: Dims, split: bool, traits: Traits) -> None:
         super().__init__()
         tag(self, CONDITIONING)
         self.parts = PerModality(
             names,
             split,
             lambda name: CrossAttention(
-                dims.widths[name], dims.widths[name], dims.heads[name], dims.head_dim(name), qk_norm, gates, bias
+                dims.widths[name],
+                dims.widths[name],
+                dims.heads[name],
+                dims.head_dim(name),
+                traits.qk_norm,
+                traits.head_gates,
+                traits.bias,
             ),
         )
+        self.prompt = None
+        if traits.text_modulation:
+            self.prompt = PerModality(names, split, lambda name: ModulationTable(dims.widths[name], 2))
 
     def forward(self, x: Float[Tensor, "b n d"], spans: Spans, given: Given) -> Tensor:
-        if not self.parts.split:
-            return self._read(self.parts[spans.order[0]], x, spans.order, given)
-        return torch.cat([self._read(self.parts[name], x[:, part], (name,), given) for name, part in spans], 1)
+        if not self.parts.split and self.prompt is None:
+            return self._read(x, spans.order, given)
+        return torch.cat([self._read(x[:, part], (name,), given) for name, part in spans], 1)
 
-    def _read(self, part: nn.Module, x: Tensor, order: tuple[str, ...], given: Given) -> Tensor:
-        return part(x, given.text[order[0]], given, given.visible(order, (TEXT,)))
+    def _read(self, x: Tensor, order: tuple[str, ...], given: Given) -> Tensor:
+        text = given.text[order[0]]
+        if self.prompt is not None:
+            text = modulate(text, *self.prompt[order[0]](given.prompt[order[0]]))
+        return self.parts[order[0]](x, text, given, given.visible(order, (TEXT,)))
 
 
 class FeedForward(nn.Module):
     """A feed-forward network per modality or for all."""
 
-    def __init__(self, names: Sequence[str], dims: Dims, split: bool, kind: str, bias: bool) -> None:
+    part = "feed_forward"
+
+    def __init__(self, names: Sequence[str], dims: Dims, split: bool, traits: Traits) -> None:
         super().__init__()
-        self.parts = PerModality(names, split, lambda name: feed_forward(kind, dims.widths[name], dims.hidden[name], bias))
+
+        def network(name: str) -> nn.Module:
+            hidden = max(1, round(dims.hidden[name] * traits.hidden_share))
+            return feed_forward(traits.feed_forward, dims.widths[name], hidden, traits.bias)
+
+        self.parts = PerModality(names, split, network)
 
     def forward(self, x: Float[Tensor, "b n d"], spans: Spans) -> Tensor:
         return self.parts.over(x, spans, lambda network, part: network(part))
+
+
+class Parts(Protocol):
+    """What a block (or one tower's storey of it) is made of, in the order of its residuals."""
+
+    norm1: Norms
+    attention: SelfAttention
+    text_norm: Norms | None
+    text: TextAttention | None
+    norm2: Norms
+    feed_forward: FeedForward
+
+
+def attended(parts: Parts, x: Tensor, spans: Spans, given: Given, vectors: Sequence[Tensor]) -> Tensor:
+    """``x + gate * attention(modulate(norm(x)))``; without vectors, no gate and no modulation."""
+    if not vectors:
+        return x + parts.attention(parts.norm1(x, spans), spans, given)
+    shift, scale, gate = vectors[:3]
+    return x + gate * parts.attention(modulate(parts.norm1(x, spans), shift, scale), spans, given)
+
+
+def told(parts: Parts, x: Tensor, spans: Spans, given: Given, vectors: Sequence[Tensor]) -> Tensor:
+    """``x + text_attention(norm(x))``, with shift, scale and gate of its own where the text is modulated."""
+    if parts.text is None or parts.text_norm is None:
+        return x
+    if len(vectors) < 9:
+        return x + parts.text(parts.text_norm(x, spans), spans, given)
+    shift, scale, gate = vectors[6:9]
+    return x + gate * parts.text(modulate(parts.text_norm(x, spans), shift, scale), spans, given)
+
+
+def fed(parts: Parts, x: Tensor, spans: Spans, vectors: Sequence[Tensor]) -> Tensor:
+    """``x + gate * feed_forward(modulate(norm(x)))``."""
+    if not vectors:
+        return x + parts.feed_forward(parts.norm2(x, spans), spans)
+    shift, scale, gate = vectors[3:6]
+    return x + gate * parts.feed_forward(modulate(parts.norm2(x, spans), shift, scale), spans)

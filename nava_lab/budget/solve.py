@@ -1,19 +1,19 @@
 """From a budget to a size: first the width, in legal steps, then the feed-forward width takes up the rest.
 
 Cost is measured on thinned models (each distinct block once) and multiplied out, so a 48-layer model of 10 B parameters
-solves in seconds; the result is then measured whole.
+solves in seconds.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from nava_lab.budget.measure import Cost, flops_forward, measure
-from nava_lab.models.denoiser import count_parameters, on_meta
-from nava_lab.models.variant import Size, Stage, Variant, legal_width_step
+from nava_lab.budget.flops import flops_by_part
+from nava_lab.budget.measure import Cost, measure
+from nava_lab.budget.thin import Thin
+from nava_lab.models.variant import Size, Variant, legal_width_step
 from nava_lab.streams import TEXT, Interface
 
 TOLERANCE = 0.005
@@ -113,25 +113,14 @@ class _Totals:
 
     def __init__(self, variant: Variant, interface: Interface, kind: str):
         self.variant, self.interface, self.kind = variant, interface, kind
-        layers: dict[Stage, int] = {}
-        for stage in variant.plan():
-            layer = Stage(stage.block, 1, text=stage.text)
-            layers[layer] = layers.get(layer, 0) + stage.layers
-        self.kinds, self.layers = list(layers), list(layers.values())
         self._cached: Callable[[int, int], int] = lru_cache(None)(self._measure)
 
     def __call__(self, width: int, hidden: int) -> int:
         return self._cached(width, hidden)
 
     def _measure(self, width: int, hidden: int) -> int:
-        base = self._of([], width, hidden)
-        each = [self._of([layer], width, hidden) - base for layer in self.kinds]
-        return base + sum(count * cost for count, cost in zip(self.layers, each, strict=True))
-
-    def _of(self, stages: list[Stage], width: int, hidden: int) -> int:
-        thin = _thinned(self.variant, tuple(stages))
-        model = on_meta(thin, self.interface, Size(width, hidden))
-        return count_parameters(model) if self.kind == "parameters" else 3 * flops_forward(model, self.interface)
+        thin = Thin.of(self.variant, self.interface, Size(width, hidden))
+        return thin.parameters if self.kind == "parameters" else 3 * sum(flops_by_part(thin, self.interface).values())
 
     def hidden_for(self, width: int, target: float) -> int | None:
         """The feed-forward width nearest to the target; the total is linear in it, up to rounding per modality."""
@@ -156,13 +145,6 @@ class _Totals:
         if abs(self(width, best) / target - 1) <= TOLERANCE / 2:
             return best
         return min(tries, key=lambda hidden: abs(self(width, hidden) - target))
-
-
-def _thinned(variant: Variant, stages: tuple[Stage, ...]) -> Variant:
-    """The variant with other stages in place of its own."""
-    kind = type(variant)
-    thin = type(kind.__name__, (kind,), {"stages": lambda self: list(stages), "plan": lambda self: list(stages)})
-    return thin(**{field.name: getattr(variant, field.name) for field in dataclasses.fields(variant) if field.init})
 
 
 def _legal_widths(total: _Totals) -> list[int]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from nava_lab.streams import Stream, TextSpec
 
 PAD, NULL = 0, 1  # ids every vocabulary begins with
+TEXT_INPUTS = ("mlp", "linear", "none")
 
 
 class WordTokenizer:
@@ -96,9 +97,17 @@ def _real(text: Stream) -> Tensor:
 
 
 class TextEncoder(nn.Module):
-    """Word ids (embedded, with learned places) or a frozen encoder's features, through Wan's two-layer MLP, to a width."""
+    """Word ids (embedded, with learned places) or a frozen encoder's features, to a width.
 
-    def __init__(self, spec: TextSpec, width: int):
+    Args:
+        spec: what the text is.
+        width: of the words' encodings.
+        kind: "mlp", Wan's two layers; "linear", one (MagiHuman); "none" takes embedded words, or features, as they are
+            (LTX-2.3, whose connectors already write in each modality's width).
+        start: where, for "none", this width begins among the features.
+    """
+
+    def __init__(self, spec: TextSpec, width: int, kind: str = "mlp", start: int = 0):
         super().__init__()
         inner = width if spec.vocabulary else spec.features
         if spec.vocabulary:
@@ -107,10 +116,21 @@ class TextEncoder(nn.Module):
             nn.init.normal_(self.words.weight, std=0.5)
             nn.init.normal_(self.places, std=0.1)
         self.embedded = bool(spec.vocabulary)
-        self.mlp = nn.Sequential(nn.Linear(inner, width), nn.GELU(approximate="tanh"), nn.Linear(width, width))
+        if kind not in TEXT_INPUTS:
+            raise ValueError(f"ends.text={kind} is not one of {', '.join(TEXT_INPUTS)}")
+        self.mlp: nn.Module = nn.Identity()
+        if kind == "mlp":
+            self.mlp = nn.Sequential(nn.Linear(inner, width), nn.GELU(approximate="tanh"), nn.Linear(width, width))
+        elif kind == "linear":
+            self.mlp = nn.Linear(inner, width)
+        elif not self.embedded and start + width > spec.features:
+            raise ValueError(
+                f"ends.text=none needs {start + width} features, one part per modality; the text has {spec.features}"
+            )
+        self.own = slice(start, start + width) if kind == "none" and not self.embedded else slice(None)
 
     def forward(self, text: Stream) -> Float[Tensor, "b l w"]:
         if not self.embedded:
-            return self.mlp(text.real_tokens())
+            return self.mlp(text.real_tokens()[..., self.own])
         places = self.places[: len(text)] if text.packing is None else self.places[text.packing.places()]
         return self.mlp(self.words(text.tokens) + places)

@@ -11,6 +11,7 @@ import math
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import silu
 
 
 def level_features(level: Float[Tensor, "*b"], width: int, fastest: float = 1000.0) -> Float[Tensor, "*b w"]:
@@ -22,28 +23,37 @@ def level_features(level: Float[Tensor, "*b"], width: int, fastest: float = 1000
 
 
 class LevelEmbedding(nn.Module):
-    """A noise level as one vector and as the ``vectors`` modulation vectors that every block starts from."""
+    """A noise level as one vector and as the ``vectors`` modulation vectors that every block starts from (0: none does)."""
 
     def __init__(self, width: int, features: int = 256, vectors: int = 6):
         super().__init__()
         self.features = features
         self.vectors = vectors
-        first, second, last = nn.Linear(features, width), nn.Linear(width, width), nn.Linear(width, vectors * width)
+        first, second = nn.Linear(features, width), nn.Linear(width, width)
+        last = zeroed(width, vectors * width) if vectors else nn.Identity()
         for layer in (first, second):
             nn.init.normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
         self.mlp = nn.Sequential(first, nn.SiLU(), second)
-        self.projection = nn.Sequential(nn.SiLU(), last)
+        self.projection = nn.Sequential(nn.SiLU(), last) if vectors else None
 
     def forward(self, level: Float[Tensor, "b n"]) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b n v d"]]:
         embedded = self.mlp(level_features(level, self.features).to(next(self.parameters()).dtype))
+        if self.projection is None:
+            return embedded, embedded.new_zeros(*embedded.shape[:2], 0, embedded.shape[-1])
         return embedded, self.projection(embedded).unflatten(-1, (self.vectors, -1))
 
 
+def zeroed(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer that starts as zero."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 class ModulationTable(nn.Module):
-    """A block's own offset to the modulation vectors; in a block of six: shift, scale, gate, twice.
+    """A block's own offset to the modulation vectors; in a block of six: shift, scale, gate, twice (of nine: a third time).
 
     Shifts and scales begin at 0 and gates at ``gate``, so that a fresh block is a plain pre-norm block.
     """
@@ -56,6 +66,20 @@ class ModulationTable(nn.Module):
 
     def forward(self, signal: Float[Tensor, "b n v d"]) -> tuple[Tensor, ...]:
         return (signal + self.table).unbind(-2)
+
+
+class OwnModulation(nn.Module):
+    """A block's own projection of the level's embedding to its modulation vectors (DiT), begun like a table."""
+
+    def __init__(self, width: int, vectors: int = 6, gate: float = 1.0):
+        super().__init__()
+        self.vectors = vectors
+        self.linear = zeroed(width, vectors * width)
+        with torch.no_grad():
+            self.linear.bias.view(vectors, width)[2::3] = gate
+
+    def forward(self, embedded: Float[Tensor, "b n d"]) -> tuple[Tensor, ...]:
+        return self.linear(silu(embedded)).unflatten(-1, (self.vectors, -1)).unbind(-2)
 
 
 def modulate(x: Float[Tensor, "b n d"], shift: Tensor, scale: Tensor) -> Float[Tensor, "b n d"]:

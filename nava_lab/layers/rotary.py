@@ -1,23 +1,29 @@
 """Rotary positions on a clock in seconds.
 
 Each pair of a head's channels turns by ``position * frequency``; a logit then depends on differences of positions only
-(Su et al. 2021, RoFormer). The head is cut in three: time, row and column, in the proportions of Wan2.1
-(``d - 4 (d // 6)``, ``2 (d // 6)``, ``2 (d // 6)``). Positions are seconds times ``hz``, so streams of any two rates
-share one clock: at 6 Hz and a 25 Hz audio stream the audio's frequencies come out scaled by 6/25 = 0.24, NAVA's factor.
+(Su et al. 2021, RoFormer). Positions are seconds times ``hz``, so streams of any two rates share one clock: at 6 Hz and a
+25 Hz audio stream the audio's frequencies come out scaled by 6/25 = 0.24, NAVA's factor. Two layouts give channels to time,
+row and column: ``axes`` cuts every head in three (Wan2.1: ``d - 4 (d // 6)``, ``2 (d // 6)``, ``2 (d // 6)``); ``spread`` runs
+through frequencies across all heads, each frequency for all axes (LTX-2).
 
-Shape letters: b batch, n tokens, h heads, e channels of a head, p = e / 2 pairs.
+Shape letters: b batch, n tokens, h heads, e channels of a head, p = e / 2 pairs, f frequencies.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Table = tuple[Tensor, Tensor]  # cosines and signed sines, each "b n 1 e"
+from nava_lab.streams import ModalitySpec
+
+Table = tuple[Tensor, Tensor]  # cosines and signed sines, each "b n 1|h e"
+LAYOUTS = ("axes", "spread")
+ANCHORS = ("centre", "start")
 
 
 @dataclass(frozen=True)
@@ -25,41 +31,124 @@ class Clock:
     """How seconds become angles.
 
     Attributes:
-        hz: position units per second.
+        hz: position units per second; 0 for one unit per time step of the first modality (Wan, NAVA, Ovi: the video's).
         theta: ratio of the fastest to (nearly) the slowest turning pair.
+        patch_hz: position units per row or column.
+        layout: "axes" or "spread".
+        anchor: whether a token stands at the "centre" of its stretch of time, or at its "start" (Wan, NAVA, Ovi).
+        index: every modality counts its own tokens instead of seconds (MOVA's towers); exchanges stay in seconds.
+        first_frame: the first token of a causal codec stands for one frame, not for a whole stride (LTX-2).
+        scale: factor of a modality's time (Ovi: audio 0.19676 of a video step, of tokens counted).
     """
 
     hz: float = 12.5
     theta: float = 10_000.0
+    patch_hz: float = 1.0
+    layout: str = field(default="axes", metadata={"choices": LAYOUTS})
+    anchor: str = field(default="centre", metadata={"choices": ANCHORS})
+    index: bool = False
+    first_frame: bool = False
+    scale: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.hz <= 0 or self.theta <= 1:
-            raise ValueError(f"clock.hz must be positive and clock.theta above 1, not {self.hz} and {self.theta}")
+        if self.hz < 0 or self.theta <= 1 or self.patch_hz <= 0:
+            raise ValueError(
+                f"clock.hz={self.hz} must not be negative, clock.theta={self.theta} must be above 1 and "
+                f"clock.patch_hz={self.patch_hz} positive"
+            )
+        for value, name, allowed in ((self.layout, "layout", LAYOUTS), (self.anchor, "anchor", ANCHORS)):
+            if value not in allowed:
+                raise ValueError(f"clock.{name}={value} is not one of {', '.join(allowed)}")
 
-    def table(self, positions: Float[Tensor, "b n 3"], head_dim: int, time_only: bool = False) -> Table:
+    def place(self, positions: Float[Tensor, "b n 3"], spec: ModalitySpec, name: str, aligned: bool = False) -> Tensor:
+        """Where a modality's tokens stand on this clock, still in seconds (row and column untouched).
+
+        Args:
+            positions: seconds at each token's centre, row, column.
+            spec: the modality's time step and codec.
+            name: the modality.
+            aligned: on one clock for all, whatever ``index`` and ``scale`` say: what an exchange between towers reads.
+        """
+        seconds, place = positions[..., :1], positions[..., 1:]
+        moved = seconds
+        if self.first_frame or self.anchor == "start":
+            start, end = seconds - spec.seconds / 2, seconds + spec.seconds / 2
+            if self.first_frame:
+                late = spec.seconds * (1 - 1 / spec.stride)
+                start, end = (start - late).clamp(min=0), (end - late).clamp(min=0)
+            moved = start if self.anchor == "start" else (start + end) / 2
+        if not aligned:
+            factor = self.scale.get(name, 1.0)
+            if self.index:
+                factor /= spec.seconds * self.hz
+            moved = moved if factor == 1.0 else moved * factor
+        return positions if moved is seconds else torch.cat((moved, place), -1)
+
+    def table(self, positions: Float[Tensor, "b n 3"], head_dim: int, time_only: bool = False, heads: int = 1) -> Table:
         """Cosines and signed sines for tokens at ``positions`` (seconds, row, column)."""
+        angle = self._spread(positions, head_dim, time_only, heads) if self.layout == "spread" else self._cut(
+            positions, head_dim, time_only
+        )  # fmt: skip
+        sign = torch.tensor((-1.0, 1.0), device=angle.device).repeat(head_dim // 2)
+        return angle.cos(), angle.sin() * sign
+
+    def _cut(self, positions: Tensor, head_dim: int, time_only: bool) -> Float[Tensor, "b n 1 e"]:
         parts = (head_dim, 0, 0) if time_only else split(head_dim)
-        scale = (self.hz, 1.0, 1.0)
+        scale = (self.hz, self.patch_hz, self.patch_hz)
         angles = [
             (positions[..., axis : axis + 1] * scale[axis]) * _frequencies(width, self.theta, positions.device)
             for axis, width in enumerate(parts)
             if width
         ]
-        angle = torch.cat(angles, -1).repeat_interleave(2, -1).unsqueeze(2)
-        sign = torch.tensor((-1.0, 1.0), device=angle.device).repeat(head_dim // 2)
-        return angle.cos(), angle.sin() * sign
+        return torch.cat(angles, -1).repeat_interleave(2, -1).unsqueeze(2)
+
+    def _spread(self, positions: Tensor, head_dim: int, time_only: bool, heads: int) -> Float[Tensor, "b n h e"]:
+        """Frequencies from half a turn over the reach ``pi theta / hz`` up to ``hz``, across the channels of all heads.
+
+        Channels that do not divide among the axes stand still, at the front of the first head. The operations are those of
+        the released code, in its order: at theta = 10,000 another rounding would turn a fast pair by a thousandth.
+        """
+        axes, width = (1 if time_only else 3), head_dim * heads
+        count = width // (2 * axes)
+        steps = torch.linspace(0.0, 1.0, count, dtype=torch.float64, device=positions.device)
+        frequencies = (self.theta**steps * torch.pi / 2).to(positions.dtype)
+        reach = [round(math.pi * self.theta / unit, 9) for unit in (self.hz, self.patch_hz, self.patch_hz)]
+        centred = [positions[..., 0], positions[..., 1] + 0.5, positions[..., 2] + 0.5]
+        part = torch.stack([centred[axis] / reach[axis] for axis in range(axes)], -1)
+        angle = ((part.unsqueeze(-1) * 2 - 1) * frequencies).transpose(-1, -2).flatten(2).repeat_interleave(2, -1)
+        still = angle.new_zeros(*angle.shape[:2], width - angle.shape[-1])
+        return torch.cat((still, angle), -1).unflatten(-1, (heads, head_dim))
 
 
 class TimeClock(Clock):
     """The clock where no stream has rows or columns: every channel of a head tells time, as in an exchange between towers."""
 
-    def table(self, positions: Float[Tensor, "b n 3"], head_dim: int, time_only: bool = False) -> Table:
-        return super().table(positions, head_dim, time_only=True)
+    def table(self, positions: Float[Tensor, "b n 3"], head_dim: int, time_only: bool = False, heads: int = 1) -> Table:
+        return super().table(positions, head_dim, True, heads)
 
 
-def clock_for(clock: Clock, grids: Iterable[tuple[int, int]]) -> Clock:
-    """The clock that suits streams of these grids; channels kept for rows and columns that nobody has would be lost."""
-    return clock if any(grid != (1, 1) for grid in grids) else TimeClock(clock.hz, clock.theta)
+def clock_for(clock: Clock, modalities: Mapping[str, ModalitySpec]) -> Clock:
+    """The clock that suits these streams, ``hz`` settled; channels kept for rows and columns that nobody has would be lost.
+
+    Raises:
+        ValueError: a setting of the clock that no stream of these could feel.
+    """
+    specs = list(modalities.values())
+    if clock.first_frame and all(spec.stride == 1 for spec in specs):
+        raise ValueError(
+            "clock.first_frame corrects the first token of a causal codec, and no modality has one (all strides are 1)"
+        )
+    if clock.index and clock.hz:
+        raise ValueError(f"clock.index counts tokens, so clock.hz={clock.hz:g} says nothing: set clock.hz=0")
+    if unknown := sorted(set(clock.scale) - set(modalities)):
+        raise ValueError(f"clock.scale names {', '.join(unknown)}; there is {', '.join(modalities)}")
+    settings = {part.name: getattr(clock, part.name) for part in fields(Clock)}
+    settings["hz"] = clock.hz or 1 / specs[0].seconds
+    return (Clock if _has_space(spec.grid for spec in specs) else TimeClock)(**settings)
+
+
+def _has_space(grids: Iterable[tuple[int, int]]) -> bool:
+    return any(grid != (1, 1) for grid in grids)
 
 
 def split(head_dim: int) -> tuple[int, int, int]:

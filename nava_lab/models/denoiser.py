@@ -8,35 +8,52 @@ Shape letters: b batch, n tokens, c channels of a token, d width, v modulation v
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from nava_lab.attention import Cut, Everything, Mask, Padding, Segments, Spans, Window
-from nava_lab.blocks.base import CONDITIONING, EMBEDDERS, HEADS, SHARED, Dims, Given, PerModality, tag
+from nava_lab.blocks.base import (
+    CONDITIONING,
+    EMBEDDERS,
+    EXCHANGE,
+    HEADS,
+    SHARED,
+    Dims,
+    ExchangeLevels,
+    Given,
+    PerModality,
+    idle,
+    tag,
+)
+from nava_lab.blocks.options import Ends
 from nava_lab.conditioning.text import TextEncoder
 from nava_lab.conditioning.timbre import IN_WORDS, TimbreEncoder
+from nava_lab.layers.embedders import ConvEmbedder, PatchEmbedder
 from nava_lab.layers.modulation import LevelEmbedding, ModulationTable, modulate
+from nava_lab.layers.norms import norm
 from nava_lab.layers.rotary import clock_for
+from nava_lab.models import levels as noise
+from nava_lab.models.checks import check
 from nava_lab.models.variant import Size, Variant
-from nava_lab.streams import TEXT, Interface, Stream, finite_in_padding
-
-LEVEL_FEATURES = 64
+from nava_lab.streams import TEXT, Interface, ModalitySpec, Stream
 
 
 class VelocityHead(nn.Module):
     """Norm, shift and scale by noise level, and a linear map to the token's channels that starts at zero."""
 
-    def __init__(self, width: int, channels: int, modulated: bool):
+    def __init__(self, width: int, channels: int, modulated: bool, ends: Ends):
         super().__init__()
-        self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=not modulated)
+        self.norm = norm(ends.norm, width, not modulated)
         self.table = ModulationTable(width, 2) if modulated else None
-        self.linear = nn.Linear(width, channels)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
+        self.linear = nn.Linear(width, channels, ends.bias)
+        for parameter in self.linear.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Float[Tensor, "b n d"], level: Tensor | None) -> Float[Tensor, "b n c"]:
         x = self.norm(x)
@@ -65,7 +82,7 @@ class Denoiser(nn.Module):
         self,
         variant: Variant,
         interface: Interface,
-        size: Size,
+        size: Size | Dims,
         window_s: float = float("inf"),
         backend: str = "auto",
         cut_off: str = "all",
@@ -74,7 +91,8 @@ class Denoiser(nn.Module):
         timbre_in_span: bool = False,
     ):
         super().__init__()
-        self.clock = clock_for(variant.clock, (spec.grid for spec in interface.modalities.values()))
+        self.clock = clock_for(variant.clock, interface.modalities)
+        self.specs = dict(interface.modalities)
         self.window_s = window_s
         self.backend = backend
         self.generated = tuple(interface.modalities)
@@ -86,18 +104,24 @@ class Denoiser(nn.Module):
             self.mask = self.mask & Spans()
         self.packed = packed
         self.in_sequence = variant.text_place == "sequence"
-        dims = self.dims(variant, interface, size)
-        self.embed = nn.ModuleDict(
-            {
-                name: tag(_embedder(spec.channels, dims.widths[name]), EMBEDDERS, name)
-                for name, spec in interface.modalities.items()
-            }
-        )
+        dims, ends, plan = self.dims(variant, interface, size), variant.ends, variant.plan()
+        configs = [stage.config for stage in plan]
+        check(variant, dims, interface, configs)
+
+        def embedder(name: str, spec: ModalitySpec) -> nn.Module:
+            made = ConvEmbedder if name in ends.conv else PatchEmbedder
+            return tag(made(spec.channels + spec.context, dims.widths[name]), EMBEDDERS, name)
+
+        def encoder(name: str) -> TextEncoder:
+            before = 0 if one_text else sum(list(text_widths.values())[: list(text_widths).index(name)])
+            return TextEncoder(interface.text, text_widths[name], ends.text, before)
+
+        self.embed = nn.ModuleDict({name: embedder(name, spec) for name, spec in interface.modalities.items()})
         names = self.generated
         text_widths = {TEXT: dims.widths[TEXT]} if self.in_sequence else {name: dims.widths[name] for name in names}
         one_text = len(set(text_widths.values())) == 1 and variant.level_input != "per_modality"
         self.text = tag(
-            PerModality(tuple(text_widths), not one_text, lambda name: TextEncoder(interface.text, text_widths[name])),
+            PerModality(tuple(text_widths), not one_text, encoder),
             CONDITIONING,
             TEXT if self.in_sequence else None,
         )
@@ -113,25 +137,42 @@ class Denoiser(nn.Module):
                 TEXT if self.in_sequence and self.timbre_in_words else None,
             )
         self.level = None
+        split = variant.level_input == "per_modality"
+        vectors = max((_shared_vectors(config) for config in configs), default=6)
         if variant.level_input != "none":
-            split = variant.level_input == "per_modality"
             self.level = tag(
-                PerModality(dims.names, split, lambda name: LevelEmbedding(dims.widths[name], LEVEL_FEATURES)),
+                PerModality(dims.names, split, lambda name: LevelEmbedding(dims.widths[name], ends.level_features, vectors)),
                 CONDITIONING,
             )
-        plan = variant.plan()
-        _check_levels(variant, dims, [stage.config for stage in plan])
-        self.blocks = nn.ModuleList(stage.config.build(dims) for stage in plan for _ in range(stage.layers))
-        self.reads_text = tuple(stage.text for stage in plan for _ in range(stage.layers))
-        self.heads = nn.ModuleDict(
-            {
-                name: tag(VelocityHead(dims.widths[name], spec.channels, self.level is not None), HEADS, name)
-                for name, spec in interface.modalities.items()
-            }
+        wanted = [levels for config in configs if (levels := _exchange_levels(config, dims.names)) is not None]
+        self.exchange = tag(noise.Exchange(wanted[0], dims.widths, ends.level_features), EXCHANGE) if wanted else None
+        self.prompt = None
+        if any(getattr(config, "text_modulation", False) for config in configs):
+            self.prompt = tag(noise.Prompt(text_widths, split, ends.level_features), CONDITIONING)
+        self.blocks = nn.ModuleList(
+            stage.config.build(dims.only(stage.only) if stage.only else dims) for stage in plan for _ in range(stage.layers)
         )
+        self.reads_text = tuple(stage.text for stage in plan for _ in range(stage.layers))
+        self.passes = tuple(stage.only for stage in plan for _ in range(stage.layers))
+
+        def head(name: str, spec: ModalitySpec) -> nn.Module:
+            return tag(VelocityHead(dims.widths[name], spec.channels, self.level is not None, ends), HEADS, name)
+
+        self.heads = nn.ModuleDict({name: head(name, spec) for name, spec in interface.modalities.items()})
+        self.boundary = max((getattr(config, "boundary", 0.0) for config in configs), default=0.0)
+        self.high = nn.ModuleDict()  # the ends of the experts for high noise levels
+        for name in dict.fromkeys(name for config in configs for name in getattr(config, "experts", ())):
+            text = tag(encoder(name), CONDITIONING, name)
+            level = tag(LevelEmbedding(dims.widths[name], ends.level_features, vectors), CONDITIONING, name)
+            spec = interface.modalities[name]
+            parts = {"embed": embedder(name, spec), "text": text, "level": level, "head": head(name, spec)}
+            self.high[name] = idle(nn.ModuleDict(parts))
 
     @staticmethod
-    def dims(variant: Variant, interface: Interface, size: Size) -> Dims:
+    def dims(variant: Variant, interface: Interface, size: Size | Dims) -> Dims:
+        """All sizes, from a budget's or as they are given."""
+        if isinstance(size, Dims):
+            return size
         names = (*interface.modalities, *((TEXT,) if variant.text_place == "sequence" else ()))
         widths = variant.widths(size.width, names)
         heads = {name: variant.heads_for(width) for name, width in widths.items()}
@@ -168,21 +209,74 @@ class Denoiser(nn.Module):
             raise ValueError(f"a cut says of {len(chosen)} samples whether it is theirs, and the batch has {samples}")
         if len({stream.packing is None for stream in (*row.values(), text)}) > 1:
             raise ValueError("some streams are packed and others are not: pack all of them, the text too")
+        high = {
+            name: noise.over_tokens(noise.of_samples(levels[name], row[name]) >= self.boundary, row[name]).unsqueeze(-1)
+            for name in self.high
+            if name in row
+        }
         text = text.emptied()
-        x = {name: self.embed[name](stream.tokens) for name, stream in row.items()}
-        features: dict[str, Tensor] = {}
+        x = {name: self.embed[name](stream) for name, stream in row.items()}
+        x |= {name: torch.where(mask, self.high[name]["embed"](row[name]), x[name]) for name, mask in high.items()}
         if self.timbre is not None and not self.timbre_in_words:
             x = self._with_mean_timbre(x, row, text)
         if self.in_sequence:
             x[TEXT] = self._words(TEXT, text)
-        else:
-            features = self._text_features(text, tuple(row))
-        embedded, modulation = self._levels(x, row, levels)
-        given = Given({**row, TEXT: text}, modulation, features, self.rule(cut), self.clock, self.backend)
-        without_text = replace(given, text_visible=False)
-        for block, reads_text in zip(self.blocks, self.reads_text, strict=True):
-            x = block(x, given if reads_text else without_text)
-        return {name: self.heads[name](x[name], embedded.get(name)) for name in row}
+        given = self._given(x, row, levels, text, cut, high)
+        without_text = replace(given, text_visible=False, high=given.high and replace(given.high, text_visible=False))
+        for block, reads_text, only in zip(self.blocks, self.reads_text, self.passes, strict=True):
+            told = given if reads_text else without_text
+            if not only:
+                x = block(x, told)
+            elif entering := {name: x[name] for name in only if name in x}:
+                x = {**x, **block(entering, told)}
+        out = {name: self.heads[name](x[name], given.levels.get(name)) for name in row}
+        for name, mask in high.items():
+            level = given.high.levels.get(name)  # type: ignore[union-attr]
+            out[name] = torch.where(mask, self.high[name]["head"](x[name], level), out[name])
+        return out
+
+    def _given(
+        self,
+        x: Mapping[str, Tensor],
+        row: Mapping[str, Stream],
+        levels: Mapping[str, Tensor],
+        text: Stream,
+        cut: Tensor | Cut | None,
+        high: Mapping[str, Tensor],
+    ) -> Given:
+        """What every block reads, computed once."""
+        embedded: dict[str, Tensor] = {}
+        modulation: dict[str, Tensor] = {}
+        if self.level is not None:
+            embedded, modulation = noise.embedded({name: self.level[name] for name in x}, x, row, levels)
+        given = Given(
+            {**row, TEXT: text},
+            modulation,
+            {} if self.in_sequence else self._text_features(text, tuple(row)),
+            self.rule(cut),
+            self.clock,
+            self.backend,
+            specs=self.specs,
+            levels=embedded,
+            exchange={} if self.exchange is None else self.exchange(row, levels),
+            prompt={} if self.prompt is None else self.prompt(row, levels, text),
+            high_noise=high,
+        )
+        return replace(given, high=self._high(given, x, row, levels, text)) if high else given
+
+    def _high(
+        self, given: Given, x: Mapping[str, Tensor], row: Mapping[str, Stream], levels: Mapping[str, Tensor], text: Stream
+    ) -> Given:
+        """What the experts of high noise levels are given, who have ends of their own."""
+        names = {name: x[name] for name in given.high_noise}
+        found, vectors = noise.embedded({name: self.high[name]["level"] for name in names}, names, row, levels)
+        words = {name: self._timbred(name, self.high[name]["text"](text), text) for name in names}
+        return replace(
+            given,
+            text={**given.text, **words},
+            modulation={**given.modulation, **vectors},
+            levels={**given.levels, **found},
+        )
 
     def _packed(
         self, streams: Mapping[str, Stream], levels: Mapping[str, Tensor], text: Stream, cut: Tensor | Cut | None
@@ -209,7 +303,9 @@ class Denoiser(nn.Module):
 
     def _words(self, name: str, text: Stream) -> Tensor:
         """The text in a modality's width, timbres in their places."""
-        words: Tensor = self.text[name](text)
+        return self._timbred(name, self.text[name](text), text)
+
+    def _timbred(self, name: str, words: Tensor, text: Stream) -> Tensor:
         if self.timbre is None or not self.timbre_in_words:
             return words
         encoder: TimbreEncoder = self.timbre[name]
@@ -227,55 +323,33 @@ class Denoiser(nn.Module):
             found[name] = part + (mean if packing is None else mean[:, 0][packing.ids])
         return found
 
-    def _levels(
-        self, x: Mapping[str, Tensor], row: Mapping[str, Stream], levels: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Level embeddings and modulation vectors per modality; equal levels through a shared embedding are one tensor."""
-        if self.level is None:
-            return {}, {}
-        embedded: dict[str, Tensor] = {}
-        modulation: dict[str, Tensor] = {}
-        seen: list[tuple[Tensor, nn.Module, tuple[Tensor, Tensor]]] = []
-        for name, part in x.items():
-            level = levels[name] if name != TEXT else part.new_zeros(part.shape[0])
-            valid = row[name].valid if name != TEXT else None
-            if level.ndim == 2 and valid is not None:
-                level = finite_in_padding(level, valid)
-            module = self.level[name]
-            made = next((made for tensor, owner, made in seen if tensor is level and owner is module), None)
-            if made is None:
-                made = module(level if level.ndim == 2 else level.unsqueeze(-1))
-                seen.append((level, module, made))
-            packing = row[name].packing if name != TEXT else None
-            if packing is not None and level.ndim == 1:  # each packed token has its sample's level
-                made = (made[0].squeeze(1)[packing.ids], made[1].squeeze(1)[packing.ids])
-            embedded[name], modulation[name] = made
-        return embedded, modulation
+
+def _shared_vectors(config: object) -> int:
+    """Modulation vectors that a block takes from the projection of all layers."""
+    if getattr(config, "modulation", "adaln") != "adaln":
+        return 0
+    return getattr(config, "vectors", 6)
 
 
-def _check_levels(variant: Variant, dims: Dims, blocks: Sequence[object]) -> None:
-    """Refuse a variant whose blocks want noise levels in a form that it does not give."""
-    if variant.level_input == "shared" and len(set(dims.widths.values())) > 1:
-        raise ValueError(
-            f"level_input='shared' is one embedding for all, and the widths differ ({dict(dims.widths)}): "
-            "let the variant say level_input='per_modality'"
-        )
-    if variant.level_input == "none" and any(getattr(block, "modulation", "none") == "adaln" for block in blocks):
-        raise ValueError("level_input='none' tells blocks no noise level, and a block wants one: give it modulation='none'")
+def _exchange_levels(config: object, names: tuple[str, ...]) -> ExchangeLevels | None:
+    asked = getattr(config, "exchange_levels", None)
+    return None if asked is None else asked(names)
 
 
-def _embedder(channels: int, width: int) -> nn.Linear:
-    layer = nn.Linear(channels, width)
-    nn.init.xavier_uniform_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
+class _Uninitialised(TorchFunctionMode):
+    """Leaves out the filling of tensors."""
+
+    FILLS = frozenset({Tensor.uniform_, Tensor.normal_, Tensor.zero_, Tensor.fill_})
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        return args[0] if func in self.FILLS and args else func(*args, **(kwargs or {}))
 
 
 def count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def on_meta(variant: Variant, interface: Interface, size: Size, **options: object) -> Denoiser:
-    """The same denoiser without memory: shapes only."""
-    with torch.device("meta"):
+def on_meta(variant: Variant, interface: Interface, size: Size | Dims, **options: object) -> Denoiser:
+    """The same denoiser without memory: shapes only, and no time spent on values that it does not have."""
+    with torch.device("meta"), _Uninitialised():
         return Denoiser(variant, interface, size, **options)  # type: ignore[arg-type]

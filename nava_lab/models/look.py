@@ -30,7 +30,7 @@ def full_clip(interface: Interface) -> tuple[dict[str, Stream], dict[str, Tensor
         span = None
         if interface.text.timbre:  # as if each reference were heard in an equal share of the clip
             span = (positions[..., 0] / longest * interface.text.references).long()
-        streams[name] = Stream(torch.zeros(1, spec.tokens, spec.channels), positions, span=span)
+        streams[name] = Stream(torch.zeros(1, spec.tokens, spec.channels + spec.context), positions, span=span)
     told = interface.text
     shape = (1, told.length) if told.vocabulary else (1, told.length, told.features)
     words = torch.zeros(shape, dtype=torch.long if told.vocabulary else torch.float32)

@@ -6,11 +6,15 @@ outside its own file: the denoiser, the budget solver and the command line read 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from nava_lab.blocks.base import BlockConfig, choose
+from nava_lab.blocks.base import BlockConfig, Dims, choose
+from nava_lab.blocks.options import Ends, Traits
 from nava_lab.layers.rotary import Clock
+from nava_lab.streams import Interface
 
 TEXT_PLACES = ("cross", "sequence")
 LEVEL_INPUTS = ("shared", "per_modality", "none")
@@ -26,12 +30,14 @@ class Stage:
         label: what the stage is for.
         text: whether its layers read the text. Where they do not, the text is hidden from the generated modalities, be it
             outside the sequence or in it, and a block that can do without its text sublayer is built without.
+        only: the modalities that pass through these layers, the others pass by; empty for all.
     """
 
     block: BlockConfig
     layers: int
     label: str = ""
     text: bool = True
+    only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.layers < 0:
@@ -40,8 +46,12 @@ class Stage:
     @property
     def config(self) -> BlockConfig:
         """The block as it is built."""
-        without_text = getattr(self.block, "without_text", None)
-        return self.block if self.text or without_text is None else without_text()
+        return self.block if self.text else _without_text(self.block)
+
+
+def _without_text(block: BlockConfig) -> BlockConfig:
+    without_text = getattr(block, "without_text", None)
+    return block if without_text is None else without_text()
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,23 @@ class Size:
 
 
 @dataclass(frozen=True)
+class Published:
+    """A size at which a system was released.
+
+    Attributes:
+        interface: the latents and text features that it reads and writes.
+        dims: widths, heads and feed-forward widths.
+        fields: settings of the variant by key, "depth" or "clock.index".
+        source: where these facts come from, and how sure they are.
+    """
+
+    interface: Interface
+    dims: Dims
+    fields: Mapping[str, Any]
+    source: str = ""
+
+
+@dataclass(frozen=True)
 class Variant:
     """What every variant has; subclasses add their own fields and answer ``stages``.
 
@@ -68,6 +95,11 @@ class Variant:
         text_after: layers that come before the text does: they do not read it, whatever the stages say.
         ratio: the feed-forward ratio that the budget solver aims for before it fits the rest.
         clock: seconds to rotary angles.
+        text_place: text is read from outside by cross-attention ("cross"), or its tokens join the row ("sequence").
+        level_input: one noise-level embedding for all ("shared"), one "per_modality", or "none".
+        width_share: width of a modality, per width of the model (LTX-2: audio 0.5); 1 where not named.
+        layers: what any layer may choose about its sublayers; a stage may choose otherwise.
+        ends: what stands before and after the layers.
     """
 
     depth: int = 6
@@ -75,10 +107,11 @@ class Variant:
     text_after: int = 0
     ratio: float = 3.0
     clock: Clock = field(default_factory=Clock)
-
-    # What a subclass may answer differently; not fields, for they are what makes a family.
-    text_place = "cross"  # "cross": read from outside; "sequence": its tokens join the row
-    level_input = "shared"  # one noise-level embedding for all, one "per_modality", or "none"
+    text_place: str = field(default="cross", metadata={"choices": TEXT_PLACES})
+    level_input: str = field(default="shared", metadata={"choices": LEVEL_INPUTS})
+    width_share: dict[str, float] = field(default_factory=dict)
+    layers: Traits = field(default_factory=Traits)
+    ends: Ends = field(default_factory=Ends)
 
     def __post_init__(self) -> None:
         if self.depth < 1:
@@ -90,15 +123,34 @@ class Variant:
             raise ValueError(f"variant.text_after={self.text_after}: of {self.depth} layers, 0 to {most} can go without text")
         choose(self.text_place, "text_place", TEXT_PLACES)
         choose(self.level_input, "level_input", LEVEL_INPUTS)
+        for name, share in self.width_share.items():
+            if not 0 < share <= 1:
+                raise ValueError(f"variant.width_share.{name}={share} must lie above 0 and reach 1 at most")
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in Variant.__annotations__:
+            if name in cls.__dict__ and name not in inspect.get_annotations(cls):
+                kind = Variant.__annotations__[name]
+                raise TypeError(
+                    f"{cls.__name__}.{name} is a setting of every variant: give its type with it, `{name}: {kind} = ...`"
+                )
+
+    @classmethod
+    def published(cls) -> Mapping[str, Published]:
+        """Sizes at which it was released, by name, the first one first; empty for what was never released."""
+        return {}
 
     def stages(self) -> Sequence[Stage]:
         raise TypeError(f"{type(self).__name__} does not say its stages")
 
     def plan(self) -> list[Stage]:
-        """The stages as they are built: no text in the first ``text_after`` layers."""
+        """The stages as they are built: no text in the first ``text_after`` layers, no sublayer for text in the sequence."""
         plan: list[Stage] = []
         left = self.text_after
         for stage in self.stages():
+            if self.text_place == "sequence":
+                stage = replace(stage, block=_without_text(stage.block))
             before = min(left, stage.layers)
             left -= before
             parts = (replace(stage, layers=before, text=False), replace(stage, layers=stage.layers - before))
@@ -106,8 +158,9 @@ class Variant:
         return plan
 
     def widths(self, width: int, modalities: Sequence[str]) -> Mapping[str, int]:
-        """Each modality's model width; equal unless a variant answers otherwise."""
-        return dict.fromkeys(modalities, width)
+        """Each modality's model width: a share of the model's, in multiples of 8."""
+        shares = {name: self.width_share.get(name, 1.0) for name in modalities}
+        return {name: width if share == 1 else max(8, 8 * round(width * share / 8)) for name, share in shares.items()}
 
     def heads_for(self, width: int) -> int:
         """The number of heads at a width, always with an even number of channels each."""
@@ -118,6 +171,27 @@ class Variant:
         target = 32 if width < 512 else 64 if width < 2048 else 128
         counts = [count for count in range(1, width // 2 + 1) if width % (2 * count) == 0]
         return min(counts, key=lambda count: (abs(width / count - target), count))
+
+
+def with_settings(thing: Any, settings: Mapping[str, Any]) -> Any:
+    """A dataclass with other settings, by key: ``{"depth": 30, "clock.index": True}``. An unknown key is an error."""
+    plain = {key: value for key, value in settings.items() if "." not in key}
+    inner: dict[str, dict[str, Any]] = {}
+    for key, value in settings.items():
+        if "." in key:
+            outer, rest = key.split(".", 1)
+            inner.setdefault(outer, {})[rest] = value
+    return replace(thing, **plain, **{outer: with_settings(getattr(thing, outer), rest) for outer, rest in inner.items()})
+
+
+def released(kind: type[Variant], name: str = "", **changes: Any) -> tuple[Variant, Published]:
+    """A system at a size at which it was released (the first one where none is named), with changes of one's own."""
+    sizes = kind.published()
+    if not sizes or (name and name not in sizes):
+        known = f"it was released as {', '.join(sizes)}" if sizes else "it was never released"
+        raise ValueError(f"{getattr(kind, 'name', kind.__name__)} has no published size{f' {name}' if name else ''}: {known}")
+    found = sizes[name or next(iter(sizes))]
+    return with_settings(kind(), {**found.fields, **changes}), found
 
 
 def legal_width_step(width: int) -> int:

@@ -233,7 +233,7 @@ from nava_lab.registry import variants
 class ToyVariant(Variant):
     """A newcomer's first idea."""
 
-    text_place = "sequence"
+    text_place: str = "sequence"
 
     def stages(self):
         return [Stage(ToyBlock(), self.depth, "toys")]

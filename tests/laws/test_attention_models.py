@@ -202,14 +202,22 @@ def positions_matter(model, case):
 def one_clock(model, case):
     """Law 11: tokens of the same moment and place turn alike, whichever modality they are of and whichever row they lie in."""
     same = time_positions(max(map(len, case.streams.values())), 0.08).double()
-    case = case.with_streams(lambda _, stream: replace(stream, positions=same[:, : len(stream)]))
+    steps = {name: spec.seconds if model.clock.anchor == "start" else 0.0 for name, spec in model.specs.items()}
+
+    def placed(name, stream):  # the same moment of what the clock goes by, the tokens' centres or their starts
+        moved = same[:, : len(stream)] + torch.tensor([steps[name] / 2, 0.0, 0.0], dtype=torch.float64)
+        return replace(stream, positions=moved)
+
+    case = case.with_streams(placed)
     right, turned = Given.rotary, []
 
-    def recorded(self, order, head_dim, time_only=False):
-        table = right(self, order, head_dim, time_only)
+    def recorded(self, order, head_dim, time_only=False, heads=1):
+        table = right(self, order, head_dim, time_only, heads)
+        if self.clock.index and not time_only:  # towers that count tokens share a clock in their exchange alone
+            return table
         lengths = [len(self.streams[name]) for name in order]
         parts = zip(*(part.split(lengths, 1) for part in table), strict=True)
-        turned.extend((name, (head_dim, time_only), part) for name, part in zip(order, parts, strict=True) if name != TEXT)
+        turned.extend((name, (head_dim, time_only, heads), part) for name, part in zip(order, parts, strict=True) if name != TEXT)
         return table
 
     with mock.patch.object(Given, "rotary", recorded):
@@ -425,8 +433,8 @@ def table_changed(change, rows_only=False):
 def positions_changed(change):
     right = Given.rotary
 
-    def wrong(self, order, head_dim, time_only=False):
-        return tuple(change(part) for part in right(self, order, head_dim, time_only))
+    def wrong(self, order, head_dim, time_only=False, heads=1):
+        return tuple(change(part) for part in right(self, order, head_dim, time_only, heads))
 
     return mock.patch.object(Given, "rotary", wrong)
 
@@ -434,8 +442,8 @@ def positions_changed(change):
 def rotary_dropped():
     right = Given.rotary
 
-    def wrong(self, order, head_dim, time_only=False):
-        cos, sin = right(self, order, head_dim, time_only)
+    def wrong(self, order, head_dim, time_only=False, heads=1):
+        cos, sin = right(self, order, head_dim, time_only, heads)
         return torch.ones_like(cos), torch.zeros_like(sin)
 
     return mock.patch.object(Given, "rotary", wrong)
@@ -444,11 +452,11 @@ def rotary_dropped():
 def audio_late():
     right = Given.rotary
 
-    def wrong(self, order, head_dim, time_only=False):
+    def wrong(self, order, head_dim, time_only=False, heads=1):
         audio = self.streams["audio"]
         late = audio.positions + torch.tensor([0.5, 0.0, 0.0], dtype=audio.positions.dtype)
         streams = {**self.streams, "audio": replace(audio, positions=late)}
-        return right(replace(self, streams=streams, _memo={}), order, head_dim, time_only)
+        return right(replace(self, streams=streams, _memo={}), order, head_dim, time_only, heads)
 
     return mock.patch.object(Given, "rotary", wrong)
 
@@ -457,8 +465,8 @@ def clock_bent():
     """Plant a clock that does not run evenly, so that angles depend on where zero is."""
     right = Clock.table
 
-    def wrong(self, positions, head_dim, time_only=False):
-        return right(self, positions.square(), head_dim, time_only)
+    def wrong(self, positions, head_dim, time_only=False, heads=1):
+        return right(self, positions.square(), head_dim, time_only, heads)
 
     return mock.patch.object(Clock, "table", wrong)
 

@@ -1,12 +1,12 @@
 """Counted costs against formulas written out by hand, so that neither the counter nor a block can go wrong unseen."""
 
 from nava_lab.budget.measure import measure
-from nava_lab.models.denoiser import LEVEL_FEATURES
 from nava_lab.models.variant import Size
 from nava_lab.registry import variants
 from tests.conftest import INTERFACE
 
 WIDTH, HIDDEN, DEPTH = 48, 100, 3
+LEVEL_FEATURES = 64
 TOKENS = {name: spec.tokens for name, spec in INTERFACE.modalities.items()}
 CHANNELS = {name: spec.channels for name, spec in INTERFACE.modalities.items()}
 TEXT = INTERFACE.text.length

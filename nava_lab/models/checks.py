@@ -1,0 +1,76 @@
+"""Combinations of choices that make no sense, refused with the reason before anything is built."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from nava_lab.blocks.base import Dims
+from nava_lab.blocks.options import Ends
+from nava_lab.models.variant import Variant
+from nava_lab.streams import TEXT, Interface
+
+
+def check(variant: Variant, dims: Dims, interface: Interface, blocks: Sequence[Any]) -> None:
+    """Refuse a variant whose parts do not fit each other or this interface."""
+    _check_levels(variant, dims, blocks)
+    _check_text(variant, blocks)
+    _check_names(variant, interface)
+    if variant.clock.layout == "spread" and any(getattr(block, "kv_heads", 0) for block in blocks):
+        raise ValueError("clock.layout=spread gives every head its own frequencies, and kv_heads shares keys among heads")
+    exchanges = {levels for block in blocks if (levels := _exchange_levels(block, dims)) is not None}
+    if len(exchanges) > 1:
+        raise ValueError("bridges with gate=level share one reading of the noise levels, and these differ in what they read")
+    experts = {name for block in blocks for name in getattr(block, "experts", ())}
+    if experts and variant.level_input != "per_modality":
+        raise ValueError(
+            f"experts of {', '.join(sorted(experts))} have noise-level and text layers of their own: "
+            "let the variant say level_input='per_modality'"
+        )
+
+
+def _exchange_levels(block: Any, dims: Dims) -> Any:
+    asked = getattr(block, "exchange_levels", None)
+    return None if asked is None else asked(dims.names)
+
+
+def _check_levels(variant: Variant, dims: Dims, blocks: Sequence[Any]) -> None:
+    if variant.level_input == "shared" and len(set(dims.widths.values())) > 1:
+        raise ValueError(
+            f"level_input='shared' is one embedding for all, and the widths differ ({dict(dims.widths)}): "
+            "let the variant say level_input='per_modality'"
+        )
+    told = [block for block in blocks if getattr(block, "modulation", "none") != "none"]
+    if variant.level_input == "none" and told:
+        raise ValueError("level_input='none' tells blocks no noise level, and a block wants one: give it modulation='none'")
+    if variant.level_input == "none" and variant.ends.level_features != Ends().level_features:
+        raise ValueError(f"ends.level_features={variant.ends.level_features}: level_input='none' reads no noise level")
+    if variant.level_input == "none" and any(getattr(getattr(block, "bridge", None), "gate", "") == "level" for block in blocks):
+        raise ValueError("level_input='none' tells no noise level, and a bridge is gated by it: give it gate='none'")
+
+
+def _check_text(variant: Variant, blocks: Sequence[Any]) -> None:
+    if variant.text_place != "sequence":
+        return
+    if any(hasattr(block, "bridge") for block in blocks):
+        raise ValueError(
+            "text_place='sequence' puts the text into the row that all modalities attend in, and towers have no such row: "
+            "use text_place='cross', or a variant of joint blocks"
+        )
+    if variant.layers.text_norm != "affine":
+        raise ValueError(
+            f"layers.text_norm={variant.layers.text_norm} is about a reading of the text, "
+            "and with text_place='sequence' there is none"
+        )
+    if variant.layers.text_modulation:
+        raise ValueError("text_modulation modulates a reading of the text, and with text_place='sequence' there is none")
+
+
+def _check_names(variant: Variant, interface: Interface) -> None:
+    known = {TEXT, *interface.modalities}
+    for key, names in (("ends.conv", variant.ends.conv), ("width_share", variant.width_share)):
+        if unknown := sorted(set(names) - known):
+            raise ValueError(f"variant.{key} names {', '.join(unknown)}; there is {', '.join(interface.modalities)}")
+    for name in variant.ends.conv:
+        if name == TEXT or interface.modalities[name].grid != (1, 1):
+            raise ValueError(f"variant.ends.conv={name}: convolutions over time need one token per time step")

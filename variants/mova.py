@@ -1,0 +1,64 @@
+"""MOVA: a Wan2.2 A14B video tower (two experts by noise level), a narrow audio tower, conditional bridges between them.
+
+The bridge stands before each of the first 30 pairs of layers, the last 10 layers are video's alone. Its video configuration is
+assumed to be Wan2.2 I2V A14B (36 channels in, 16 out, text 4096) and its bridge comes from a third party's defaults; the totals,
+32,656,733,440 and 18,367,832,256 active, agree with the published 32 B and 18 B. Towers count their own tokens, bridges are in
+seconds. Both experts are computed here and each sample takes its own: no tensor's value decides what runs, at the price of the
+second expert's FLOPs in training.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from nava_lab.blocks.base import Dims
+from nava_lab.blocks.options import Ends
+from nava_lab.layers.rotary import Clock
+from nava_lab.models.latents import audio, joint
+from nava_lab.models.towers import Bridge, towers
+from nava_lab.models.variant import LEVEL_INPUTS, Published, Stage, Variant
+from nava_lab.registry import variants
+from nava_lab.streams import ModalitySpec
+
+
+@variants.register("mova")
+@dataclass(frozen=True)
+class Mova(Variant):
+    """MOVA as released: a deep wide video tower with two experts, a narrow audio tower, bridges at the start of layers.
+
+    Attributes:
+        bridge: how and where the towers exchange.
+        experts: whether video's tower exists twice, for low and for high noise levels.
+        boundary: the noise level from which the second serves.
+        video_alone: video's last layers beyond audio's depth, per layer of both.
+    """
+
+    bridge: Bridge = field(default_factory=lambda: Bridge(kind="conditional"))
+    experts: bool = True
+    boundary: float = 0.9
+    video_alone: float = 1 / 3
+    level_input: str = field(default="per_modality", metadata={"choices": LEVEL_INPUTS})
+    width_share: dict[str, float] = field(default_factory=lambda: {"audio": 0.3})
+    ratio: float = 2.7
+    clock: Clock = field(default_factory=lambda: Clock(hz=0.0, anchor="start", index=True))
+    ends: Ends = field(default_factory=lambda: Ends(level_features=256))
+
+    def stages(self) -> Sequence[Stage]:
+        if self.video_alone < 0:
+            raise ValueError(f"variant.video_alone={self.video_alone} must not be negative")
+        if not self.experts and self.boundary != 0.9:
+            raise ValueError(f"variant.boundary={self.boundary} parts two experts, and variant.experts=false has one")
+        experts = ("video",) if self.experts else ()
+        paired = towers(self, self.bridge, experts=experts, boundary=self.boundary)
+        alone = round(self.depth * self.video_alone)
+        last = Stage(replace(paired[0].block, bridge=None), alone, "video alone", only=("video",))  # type: ignore[type-var]
+        return [*paired, *([last] if alone else [])]
+
+    @classmethod
+    def published(cls) -> Mapping[str, Published]:
+        dims = Dims({"video": 5120, "audio": 1536}, {"video": 40, "audio": 12}, {"video": 13824, "audio": 8960})
+        video = ModalitySpec(16 * 4, 20 * 22 * 40, 4 / 24, (22, 40), stride=4, context=20 * 4)
+        found = Published(
+            joint(video, audio(128, 21.5)), dims, {"depth": 30}, "assumed Wan2.2 I2V A14B; a third party's bridge defaults"
+        )
+        one = replace(found, fields={**found.fields, "experts": False})
+        return {"released": found, "active": one}

@@ -115,7 +115,7 @@ def _sampler(config: Config, cut: bool) -> Sampler:
         if len(fields) > 1 and not isinstance(value, dict):
             raise ValueError(f"{key}={value} has several settings, each by its name: {key}.{fields[0]}={value}, say")
         parts.append(_made(key, cls, value if len(fields) > 1 else {fields[0]: value}))
-    guidance = Guidance(tuple(parts), scoring.branch_rows, getattr(config.world, "tokenizer", None))
+    guidance = Guidance(tuple(parts), scoring.branch_rows, config.world.encode)
     sampler = Sampler(
         scoring.solver,
         scoring.steps,

@@ -40,14 +40,27 @@ def write(folder, steps=6, seeds=2, tuning="sampler: grid"):
     return file
 
 
+STARTED = []
+
+
+@pytest.fixture(autouse=True)
+def _none_left():
+    yield
+    for process in STARTED:
+        process.kill()
+        process.wait()
+    STARTED.clear()
+
+
 def start(folder, *arguments):
     command = [sys.executable, "-m", "nava_lab", "study", "question.yaml", *map(str, arguments)]
     env = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    STARTED.append(subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+    return STARTED[-1]
 
 
 def ended(process):
-    out, told = process.communicate(timeout=300)
+    out, told = process.communicate(timeout=400)
     assert process.returncode == 0, out + told
     return out + told
 
@@ -58,7 +71,7 @@ def only_study(folder):
     return load_study(found[0].parent)
 
 
-def wait_for(condition, process, limit=120):
+def wait_for(condition, process, limit=400):
     limit = time.monotonic() + limit
     while not condition():
         assert process.poll() is None, process.communicate()
@@ -86,7 +99,7 @@ def test_a_study_whose_workers_and_command_are_killed_ends_whole(tmp_path, monke
     left = children(process)
     process.kill()
     process.wait()
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + 200
     while any(os.path.exists(f"/proc/{pid}") for pid in left):  # orphans end by themselves
         assert time.monotonic() < limit
         time.sleep(0.1)

@@ -170,7 +170,10 @@ def main(arguments: list[str]) -> None:
 
     # A worker whose starter was killed must not go on unseen beside those that are started next.
     worker = Worker(Ledger(load_study(folder).study, folder, place, lease_s), tell, lambda: os.getppid() != parent)
-    worker.work()
+    try:
+        worker.work()
+    except KeyboardInterrupt:
+        sys.exit(130)  # whoever started it says what there is to say
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ class Given:
         text: text features per modality, in that modality's width; empty without cross-attention.
         mask: the rule between tokens, padding included.
         clock: seconds to angles.
-        backend: the attention backend's name.
+        backend: the attention backend's name, or a stand-in for all of them (the memory estimate has one).
         text_visible: whether the generated modalities may see the text in these layers.
         specs: rates and codecs of the generated modalities, for the clock.
         levels: the levels' embeddings themselves, ``b 1|n d``, for layers that project them on their own.
@@ -80,7 +80,7 @@ class Given:
     text: Mapping[str, Tensor]
     mask: Mask
     clock: Clock
-    backend: str = "auto"
+    backend: str | Callable[..., Tensor] = "auto"
     text_visible: bool = True
     specs: Mapping[str, ModalitySpec] = field(default_factory=dict)
     levels: Mapping[str, Tensor] = field(default_factory=dict)
@@ -132,7 +132,9 @@ class Given:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, visible: Visible | None) -> Tensor:
         """``b q h e``; what ``visible`` answered decides who sees whom."""
-        return attend(query, key, value, visible, self.backend)
+        if isinstance(self.backend, str):
+            return attend(query, key, value, visible, self.backend)
+        return self.backend(query, key, value, visible)
 
 
 @runtime_checkable

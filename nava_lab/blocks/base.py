@@ -123,7 +123,9 @@ class Given:
             positions = [self._placed(name, time_only) for name in order]
             batch = max(part.shape[0] for part in positions)
             joined = torch.cat([part.expand(batch, -1, -1) for part in positions], 1)
-            still = self.clock.layout == "spread" and not any(self.specs[name].grid != (1, 1) for name in order if name in self.specs)
+            still = self.clock.layout == "spread" and not any(
+                self.specs[name].grid != (1, 1) for name in order if name in self.specs
+            )
             self._memo[key] = self.clock.table(joined, head_dim, time_only or still, key[-1])
         return self._memo[key]
 

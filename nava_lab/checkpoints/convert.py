@@ -124,7 +124,7 @@ def plan(model: Denoiser, tensors: Tensors, ends: bool = True) -> tuple[list[Fil
     table: dict[str, list[Entry]] = {}
     for entry in dialect.entries:
         table.setdefault(entry.ours, []).append(entry)
-    state = {name: part for name, part in model.named_parameters()}
+    state = dict(model.named_parameters())
     fills: list[Fill] = []
     conflicts: list[str] = []
     for key in state:

@@ -131,7 +131,8 @@ WAN_DIFFUSERS = _wan(
 
 def _ltx2() -> tuple[Entry, ...]:
     """LTX-2, both streams and the exchange (diffusers' names, which are also the release's)."""
-    layers, ends = [], []
+    layers: list[Entry] = []
+    ends: list[Entry] = []
     for name, own in (("video", ""), ("audio", "audio_")):
         storey = f"storeys.parts.{name}"
         inside = [

@@ -133,10 +133,10 @@ class Machine:
 
 @dataclass
 class Logger:
-    """Where metrics go besides ``metrics.jsonl``."""
+    """Where metrics go besides ``metrics.jsonl``; ``project`` is W&B's, or MLflow's experiment, and empty for the others."""
 
     kind: str = "tensorboard"
-    project: str = "nava-lab"
+    project: str = ""
 
 
 @dataclass
@@ -190,12 +190,15 @@ def register() -> None:
     from nava_lab.budget.solve import Budget
     from nava_lab.training.settings import Training
 
+    OmegaConf.register_new_resolver("by_difficulty", by_difficulty, replace=True)
     store = ConfigStore.instance()
     for group, entries in GROUPS.items():
         for name in entries:
             cls = entries.get(name)
             shortcuts: Mapping[str, str] = getattr(cls, "SHORTCUTS", {})
             node: Any = _node(cls)
+            for field_name in next(iter(getattr(cls, "LEVELS", {}).values()), {}):
+                node[field_name] = f"${{by_difficulty:'{name}',{field_name},${{difficulty}}}}"
             if not shortcuts:
                 store.store(group=group, name=name, node=node, package=group.replace("/", "."))
                 continue
@@ -220,8 +223,17 @@ def register() -> None:
         "logger": OmegaConf.structured(Logger),
         "output": OmegaConf.structured(Output),
         "seed": 0,
+        "difficulty": "medium",
     }
     store.store(name="base", node=base)
+
+
+def by_difficulty(world: str, name: str, difficulty: str) -> Any:
+    """What a world's field is at a named level, unless it is set itself."""
+    levels = registry.worlds.get(world).LEVELS
+    if difficulty not in levels:
+        raise ValueError(f"difficulty={difficulty}: {nearest(difficulty, list(levels))}")
+    return levels[difficulty][name]
 
 
 def _open(*nodes: DictConfig) -> None:
@@ -258,8 +270,9 @@ def check_choices(overrides: Sequence[str]) -> None:
         value = override.value()
         picked = value.list if override.is_choice_sweep() else [value]  # type: ignore[union-attr]
         for option in picked:
-            if option is not None and str(option) not in known[group]:
-                raise ConfigError(f"{group}={option}: {nearest(str(option), known[group])}")
+            name = str(getattr(option, "text", option))  # of a list, a name in quotes stays an object
+            if option is not None and name not in known[group]:
+                raise ConfigError(f"{group}={name}: {nearest(name, known[group])}")
 
 
 def load(overrides: Sequence[str] = (), config_name: str = "train") -> Config:
@@ -267,7 +280,20 @@ def load(overrides: Sequence[str] = (), config_name: str = "train") -> Config:
     return typed(composed(overrides, config_name))
 
 
+def quoted(overrides: Sequence[str]) -> list[str]:
+    """The overrides with ``null`` in quotes where an option of that name is meant, which Hydra would read as none at all."""
+    found = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key.lstrip("+") in GROUPS and "null" in GROUPS[key.lstrip("+")].names():
+            options = ("'null'" if option == "null" else option for option in value.split(","))
+            override = f"{key}={','.join(options)}"
+        found.append(override)
+    return found
+
+
 def composed(overrides: Sequence[str], config_name: str = "train") -> DictConfig:
+    overrides = quoted(overrides)
     if not CONFIGS.is_dir():
         raise ConfigError(f"{CONFIGS} is missing: nava-lab runs from a checkout, installed with `pip install -e .`")
     try:
@@ -305,7 +331,7 @@ def first_line(text: str) -> str:
 
 def known_keys() -> list[str]:
     """Every key that some choice of groups offers."""
-    keys = ["seed"]
+    keys = ["seed", "difficulty"]
     for group, entries in GROUPS.items():
         for entry in entries.entries.values():
             names = {name for name, _ in entry.fields}
@@ -333,7 +359,7 @@ def typed(composed_config: DictConfig) -> Config:
         parts = OmegaConf.to_container(composed_config, resolve=True, structured_config_mode=SCMode.INSTANTIATE)
     except (OmegaConfBaseException, ValueError) as error:
         cause = error.__cause__ or error
-        raise ConfigError(first_line(str(cause))) from None
+        raise ConfigError(first_line(str(cause)).removeprefix("ValueError raised while resolving interpolation: ")) from None
     assert isinstance(parts, dict)
     assert isinstance(plain, dict)
     names = {entry.name for entry in dataclasses.fields(Config)} - {"resolved"}
@@ -352,6 +378,10 @@ def typed(composed_config: DictConfig) -> Config:
         del plain["warm_start"]
     if not isinstance(parts["seed"], int) or parts["seed"] < 0:
         raise ConfigError(f"seed={parts['seed']} must be a whole number of at least 0")
+    # The fields that it sets are what a run's identity keeps.
+    difficulty = plain.pop("difficulty")
+    if difficulty != "medium" and not parts["world"].LEVELS:
+        raise ConfigError(f"difficulty={difficulty}: world {parts['world'].name} has no levels of difficulty")
     shortcuts = {key.split(".")[0] for key in parts["world"].SHORTCUTS}
     for key in set(plain) - names - shortcuts:
         raise ConfigError(f"there is no setting {key}; {nearest(str(key), sorted(names))}")

@@ -75,6 +75,8 @@ class Stream:
         packing: where the real tokens of several samples are packed into one row (b is 1), whose each one is.
         span: ``b n``, label of the speech span that a token lies in, or, of a text token, that it marks; -1 for none.
         references: what the marks of a text stream refer to; None where nothing is referred to.
+        empty: of text as a frozen encoder's features, what that encoder makes of no caption, as a batch of one: it stands
+            where a caption is dropped. None for word ids, which have a word for it.
     """
 
     tokens: Shaped[Tensor, "b n *c"]
@@ -83,6 +85,7 @@ class Stream:
     packing: Packing | None = None
     span: Int[Tensor, "b n"] | None = None
     references: References | None = None
+    empty: Stream | None = None
 
     def __len__(self) -> int:
         return self.tokens.shape[1]
@@ -108,13 +111,14 @@ class Stream:
         positions = self.positions if self.positions.shape[0] == 1 else self.positions[select]
         valid, span = (None if part is None else part[select] for part in (self.valid, self.span))
         references = None if self.references is None else self.references.rows(select)
-        return Stream(self.tokens[select], positions, valid, None, span, references)
+        return Stream(self.tokens[select], positions, valid, None, span, references, self.empty)
 
     def to(self, device: torch.device | str) -> Stream:
         valid, span = (None if part is None else part.to(device) for part in (self.valid, self.span))
         packing = None if self.packing is None else Packing(self.packing.ids.to(device), self.packing.lengths)
         references = None if self.references is None else self.references.to(device)
-        return Stream(self.tokens.to(device), self.positions.to(device), valid, packing, span, references)
+        empty = None if self.empty is None else self.empty.to(device)
+        return Stream(self.tokens.to(device), self.positions.to(device), valid, packing, span, references, empty)
 
     def packed(self) -> Stream:
         """The real tokens of all samples, one sample after the other, in a batch of one row. Asks the device for lengths.

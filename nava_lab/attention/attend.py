@@ -58,10 +58,17 @@ def choose(device: str, gradients: bool, visible: Visible | None = None, keys: i
 
 
 def _skips(leaf: Mask, visible: Ruled) -> bool:
-    """Whether a rule leaves whole blocks of the table empty."""
-    if isinstance(leaf, Window):
-        return leaf.seconds < float("inf")
-    return isinstance(leaf, Causal) or (isinstance(leaf, Segments) and visible.keys.lengths is not None)
+    """Whether a rule leaves whole blocks of the table between these two rows empty."""
+    return isinstance(leaf, Window | Causal | Segments) and visible.hides(leaf)
+
+
+def _table(table: Tensor, batch: int, queries: int, keys: int) -> Visible:
+    """A table of who sees whom, if it is one for these tokens."""
+    if table.dtype != torch.bool or tuple(table.shape) not in ((1, queries, keys), (batch, queries, keys)):
+        raise ValueError(
+            f"a table of who sees whom is bool, {batch} (or 1) x {queries} x {keys} here, not {table.dtype} {tuple(table.shape)}"
+        )
+    return Visible(table, (queries, keys))
 
 
 @cache
@@ -95,7 +102,7 @@ def attend(
 ) -> Float[Tensor, "b q h e"]:
     """Softmax attention where ``visible`` allows it, by the named backend; ``auto`` chooses one."""
     if isinstance(visible, Tensor):
-        visible = Visible(visible, (query.shape[1], key.shape[1]))
+        visible = _table(visible, len(query), query.shape[1], key.shape[1])
     device = query.device.type
     gradients = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
     name = choose(device, gradients, visible, key.shape[1]).backend if backend == AUTO else backend

@@ -64,10 +64,10 @@ class Mask:
         return answer
 
     def __and__(self, other: Mask) -> Mask:
-        return _Both(self, other)
+        return _Both(self, other) if isinstance(other, Mask) else NotImplemented
 
     def __or__(self, other: Mask) -> Mask:
-        return _Either(self, other)
+        return _Either(self, other) if isinstance(other, Mask) else NotImplemented
 
     def __invert__(self) -> Mask:
         return _Not(self)
@@ -107,7 +107,7 @@ class Causal(Mask):
         return key.seconds <= query.seconds
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no plain answer to ==
 class Cut(Mask):
     """Modalities that are cut off see themselves and the text, and text sees only text.
 

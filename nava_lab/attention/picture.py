@@ -5,6 +5,7 @@ Shape letters: q queries, k keys.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -83,6 +84,12 @@ class Picture:
             axes.axhline(end - 0.5, color="tab:blue", linewidth=1)
         axes.set(xlabel="is seen", ylabel="sees", title=self.title)
         return figure
+
+    def _repr_png_(self) -> bytes:
+        """How a notebook shows it."""
+        written = io.BytesIO()
+        self.figure().savefig(written, format="png", dpi=100)
+        return written.getvalue()
 
     def _cuts(self, name: str, parts: int) -> list[slice]:
         """A modality's tokens in ``parts`` nearly equal runs."""

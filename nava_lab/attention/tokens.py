@@ -83,6 +83,10 @@ class Tokens:
         valid, span = (None if fact is None else change(fact) for fact in (self.valid, self.span))
         return Tokens(seconds, modality, sample, valid, span, self.names, self.order, self.lengths)
 
+    def slice(self, start: int, stop: int) -> Tokens:
+        """Some places of the row."""
+        return self._each(lambda fact: fact[:, start:stop])
+
     def down(self) -> Tokens:
         """As the queries of a table: ``b n 1``."""
         return self._each(lambda fact: fact.unsqueeze(-1))

@@ -17,6 +17,7 @@ from nava_lab.attention.masks import Mask
 from nava_lab.attention.tokens import Tokens
 
 T = TypeVar("T")
+AT_ONCE = 2**24  # entries of a table that are worth keeping; of a larger one only what is asked of it is made
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (line, head, query, key) -> may it see
 
 
@@ -160,12 +161,24 @@ class Ruled(Visible):
 
     @property
     def lines(self) -> int:
-        facts = (*self.queries.facts, *self.keys.facts)
-        return max(fact.shape[0] for fact in facts if fact is not None)
+        answer = self.mask.allows(_first(self.queries).down(), _first(self.keys).across())
+        return 1 if isinstance(answer, bool) else answer.shape[0]
+
+    def hides(self, leaf: Mask) -> bool:
+        """Whether one of the mask's rules hides anything between these two rows, as far as it is known beforehand."""
+        answer = leaf.allows(_first(self.queries), _first(self.keys))
+        return not (isinstance(answer, bool) and answer)
 
     def _sees(self) -> Tensor:
         if self.groups is None:
-            return super()._sees()
+            if "table" in self.made or self.shape[0] * self.shape[1] <= AT_ONCE:
+                return super()._sees()
+            rows = max(1, AT_ONCE // self.shape[1])  # slice by slice: the whole table of a long row never lies in memory
+            slices = [self.queries.slice(start, start + rows) for start in range(0, self.shape[0], rows)]
+            tables = [self.mask.dense(part, self.keys) for part in slices]
+            if any(table is None for table in tables):
+                return torch.ones((1, 1, 1), dtype=torch.bool, device=self.device)
+            return torch.cat([table.any(-1, keepdim=True) for table in tables if table is not None], 1)
         found = torch.zeros(self.shape[0], dtype=torch.bool, device=self.device)  # sample by sample: no table of the whole row
         for group in self.groups:
             if group.keys.numel():

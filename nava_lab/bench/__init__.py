@@ -2,4 +2,8 @@
 
 from __future__ import annotations
 
-BENCHES = {"attention": "nava_lab.bench.attention", "sampler": "nava_lab.bench.sampler"}
+BENCHES = {
+    "attention": "nava_lab.bench.attention",
+    "data": "nava_lab.bench.data",
+    "sampler": "nava_lab.bench.sampler",
+}

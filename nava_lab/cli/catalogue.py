@@ -29,7 +29,7 @@ def catalogue(short: bool) -> str:
             lines.append(f"  {entry.name:18} {entry.summary}")
             if not short:
                 key = entries.variable.removesuffix("s")
-                lines += [f"      {key}.{field}={default}" for field, default in entry.fields]
+                lines += [f"      {key}.{field}={default.removeprefix('lambda: ')}" for field, default in entry.fields]
     lines.append("Budgets:\n  budget.parameters=1_000_000, or budget.flops=..., or budget.width=... budget.hidden=...")
     if short:
         return "\n".join(lines) + "\n"
@@ -39,6 +39,7 @@ def catalogue(short: bool) -> str:
         ("before and after the layers", "variant.ends", "blocks/options.py", "Ends"),
         ("clock", "variant.clock", "layers/rotary.py", "Clock"),
         ("bridge of towers (None: as its kind has it)", "variant.bridge", "models/towers.py", "Bridge"),
+        ("every world of flashes and sounds", "world", "worlds/staged.py", "Staged"),
         ("budget", "budget", "budget/solve.py", "Budget"),
         ("training", "training", "training/settings.py", "Training"),
         ("noise and objective", "flow", "config.py", "Flow"),
@@ -58,7 +59,7 @@ def catalogue(short: bool) -> str:
             for field, default in _fields(node)
             if default not in ("None",) or key in ("budget", "variant.bridge")
         ]
-    lines.append("  seed=0")
+    lines += ["  seed=0", "  difficulty=medium    (easy, medium, hard: sets the field by which a world grows harder)"]
     lines.append("Guidance (all off):")
     for entry in guidance.entries.values():
         names = [field for field, _ in entry.fields]

@@ -6,9 +6,10 @@ Shape letters: b batch, l words, w text width.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from nava_lab.streams import Stream, TextSpec
@@ -43,23 +44,73 @@ class WordTokenizer:
             rows.append(row + [PAD] * (self.length - len(row)))
         return text_stream(torch.tensor(rows))
 
+    def spelled(self, words: Sequence[str], choice: Tensor, said: Tensor | None = None) -> Int[Tensor, "*any"]:
+        """Ids of the chosen ones of ``words``, any shape; padding where ``said`` is false."""
+        table = torch.tensor([self.ids[word] for word in words], device=choice.device)
+        ids = table[choice.clamp(0, len(words) - 1)]
+        return ids if said is None else torch.where(said, ids, PAD)
+
+    def read(self, ids: Tensor) -> list[str]:
+        """Ids ``b l`` back to captions."""
+        return [" ".join(self.words[number] for number in row if number not in (PAD, NULL)) for row in ids.tolist()]
+
+
+class MarkingTokenizer(WordTokenizer):
+    """A tokenizer one of whose words marks spans: the i-th time it is said, the i-th span."""
+
+    def __init__(self, words: Sequence[str], length: int, mark: str):
+        super().__init__(words, length)
+        self.mark = mark
+
+    def __call__(self, captions: Sequence[str]) -> Stream:
+        plain = super().__call__(captions)
+        return replace(plain, span=self.spans(plain.tokens))
+
+    def spans(self, ids: Int[Tensor, "b l"]) -> Int[Tensor, "b l"]:
+        """The span that each word marks; -1 for none."""
+        marks = ids == self.ids[self.mark]
+        return torch.where(marks, marks.long().cumsum(1) - 1, -1)
+
+
+def closed_up(ids: Int[Tensor, "b l"], length: int) -> Int[Tensor, "b {length}"]:
+    """Ids with the padding between words moved behind them, at a fixed length."""
+    order = (ids == PAD).long().argsort(dim=1, stable=True)
+    return torch.nn.functional.pad(ids.gather(1, order), (0, max(0, length - ids.shape[1])), value=PAD)[:, :length]
+
+
+def text_positions(length: int, device: torch.device | str = "cpu") -> Float[Tensor, "1 l 3"]:
+    """Where text joins a sequence it stands before time, a word a second in the order of reading: the last place is at -1 s."""
+    places = torch.arange(length, device=device, dtype=torch.float32) - length
+    return torch.stack((places, torch.zeros_like(places), torch.zeros_like(places)), -1).unsqueeze(0)
+
 
 def text_stream(ids: Tensor) -> Stream:
-    """Ids ``b l`` as a stream. Where text joins a sequence it stands before time: word i at -(i + 1) seconds."""
-    places = -(torch.arange(ids.shape[1], device=ids.device, dtype=torch.float32) + 1)
-    positions = torch.stack((places, torch.zeros_like(places), torch.zeros_like(places)), -1).unsqueeze(0)
-    return Stream(ids, positions, ids != PAD)
+    """Ids ``b l`` as a stream."""
+    return Stream(ids, text_positions(ids.shape[1], ids.device), ids != PAD)
 
 
 def without_text(text: Stream, samples: Tensor) -> Stream:
-    """The stream with the caption of the chosen samples (``b``, bool) replaced by the null word, its marks with it."""
+    """The stream with the caption of the chosen samples (``b``, bool) replaced by the null word, its marks with it.
+
+    Features of a frozen encoder are replaced by those that it makes of an empty caption, which the stream carries.
+    """
     if text.tokens.is_floating_point():
-        raise TypeError("dropping text needs word ids; a frozen encoder's features carry their own empty caption")
+        if text.empty is None:
+            raise TypeError("features of captions without those of an empty caption (Stream.empty) cannot be dropped")
+        chosen = samples.unsqueeze(-1)
+        tokens = torch.where(chosen.unsqueeze(-1), text.empty.tokens.to(text.tokens), text.tokens)
+        valid = torch.where(chosen, _real(text.empty), _real(text))
+        span = None if text.span is None else text.span.masked_fill(chosen, -1)
+        return replace(text, tokens=tokens, valid=valid, span=span)
     null = torch.full_like(text.tokens, PAD)
     null[:, 0] = NULL
     ids = torch.where(samples.unsqueeze(-1), null, text.tokens)
     span = None if text.span is None else text.span.masked_fill(samples.unsqueeze(-1), -1)
     return Stream(ids, text.positions, ids != PAD, None, span, text.references)
+
+
+def _real(text: Stream) -> Tensor:
+    return torch.ones(text.tokens.shape[:2], dtype=torch.bool, device=text.tokens.device) if text.valid is None else text.valid
 
 
 class TextEncoder(nn.Module):

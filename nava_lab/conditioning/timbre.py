@@ -28,15 +28,18 @@ def with_references(text: Stream, references: References) -> Stream:
     """A caption with what its marks refer to.
 
     Raises:
-        ValueError: a sample has a reference whose span no token marks; it would be heard nowhere.
+        ValueError: a sample has a reference whose span no word marks; it would be heard nowhere.
     """
-    marks = torch.full((len(text.tokens),), -1) if text.span is None else text.span.amax(-1).cpu()
-    last = (references.valid.cpu() * torch.arange(1, references.valid.shape[1] + 1)).amax(-1) - 1
-    if bool((last > marks).any()):
-        row = int((last > marks).nonzero()[0])
+    span = torch.full(text.tokens.shape[:2], -1, device=text.tokens.device) if text.span is None else text.span
+    span = span if text.valid is None else span.masked_fill(~text.valid, -1)
+    numbers = torch.arange(references.valid.shape[1], device=span.device)
+    lost = references.valid & ~(span.unsqueeze(-1) == numbers).any(1)
+    if bool(lost.any()):
+        row, number = lost.nonzero()[0].tolist()
+        marked = ", ".join(str(mark) for mark in sorted({mark for mark in span[row].tolist() if mark >= 0})) or "none"
         raise ValueError(
-            f"sample {row} has {int(last[row]) + 1} reference timbres and its caption marks {int(marks[row]) + 1} spans: "
-            "leave references out, or mark a span for each"
+            f"sample {row} has a reference timbre {number}, and no word of its caption marks span {number} (marked: {marked}): "
+            "leave the reference out, or mark a span for it"
         )
     return replace(text, references=references)
 

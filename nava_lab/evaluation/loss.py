@@ -22,7 +22,12 @@ class Loss(WorldMetric):
     """
 
     needs = "losses"
+    shown = ("loss",)
     higher_is_better_by_score = {"loss": False}
+
+    @classmethod
+    def direction(cls, score: str) -> bool | None:
+        return False if score.split("_")[0] == "loss" else None
 
     def __init__(self, world: object):
         super().__init__(world)  # type: ignore[arg-type]
@@ -56,7 +61,9 @@ class CrossModalUse(WorldMetric):
     """
 
     needs = "losses"
+    shown = ("cross_modal_use",)
     higher_is_better_by_score = {"cross_modal_use": True}
+    exact = {"cross_modal_use": (1.0, 0.0)}
 
     def __init__(self, world: object):
         super().__init__(world)  # type: ignore[arg-type]

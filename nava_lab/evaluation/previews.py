@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from nava_lab.media.write import write_mp4
 from nava_lab.worlds.base import Clip, World
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 COLOURS = {"video": "#1f6fb4", "audio": "#d1592a"}
 
@@ -45,7 +42,8 @@ def write_previews(folder: Path, world: World, streams: Mapping[str, Tensor], ca
 def _draw(path: Path, clip: Clip, onsets: Mapping[str, np.ndarray], caption: str) -> None:
     """Frames, spectrogram and decoded onsets, one above the other."""
     length = len(clip.frames) / clip.frame_rate
-    figure, axes = plt.subplots(3, 1, figsize=(8, 3.6), sharex=True, height_ratios=(1.2, 1.2, 0.9), layout="constrained")
+    figure = Figure(figsize=(8, 3.6), layout="constrained")  # not pyplot's: a notebook keeps its own backend
+    axes = figure.subplots(3, 1, sharex=True, height_ratios=(1.2, 1.2, 0.9))
     shown = np.linspace(0, len(clip.frames) - 1, min(25, len(clip.frames))).round().astype(int)
     axes[0].imshow(np.concatenate(clip.frames[shown], 1), extent=(0, length, 0, 1), aspect="auto", interpolation="nearest")
     axes[0].set(yticks=[], ylabel="picture", title=caption)
@@ -66,4 +64,3 @@ def _draw(path: Path, clip: Clip, onsets: Mapping[str, np.ndarray], caption: str
     axes[2].set(yticks=(0, 1), yticklabels=("audio", "video"), ylim=(-0.7, 1.7), xlabel="seconds", xlim=(0, length))
     axes[2].grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=110)
-    plt.close(figure)

@@ -6,13 +6,14 @@ are scored on the same clips, captions and noise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from nava_lab.conditioning.text import without_text
 from nava_lab.evaluation.base import WorldMetric
 from nava_lab.evaluation.score import Score
 from nava_lab.flow.draws import Drawing
@@ -37,6 +38,7 @@ class Protocol:
         batch_size: clips at a time; changes no score.
         split: which clips.
         given: a modality that the samples are given clean, as it truly is; empty for none.
+        told: whether samples are shown their captions; a model that was never shown any is not.
     """
 
     sampler: Sampler = field(default_factory=Sampler)
@@ -45,6 +47,7 @@ class Protocol:
     batch_size: int = 64
     split: str = "test"
     given: str = ""
+    told: bool = True
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,21 @@ def sample(
         yield batch, made
 
 
+def feed(chosen: Sequence[WorldMetric], world: World, batch: Batch, streams: Mapping[str, Tensor]) -> None:
+    """Show clips, as token values, to the metrics that look at clips; their events are decoded once, if anybody asks."""
+    events = world.events(streams) if any(metric.needs == "samples" for metric in chosen) else {}
+    for metric in chosen:
+        if metric.needs == "samples":
+            metric.update_samples(batch, events)
+        elif metric.needs == "clips":
+            metric.update_clips(batch, streams)
+
+
+def untold(batch: Batch) -> Stream:
+    """No caption for anybody."""
+    return without_text(batch.text, torch.ones(len(batch), dtype=torch.bool, device=batch.index.device))
+
+
 def true_modality(name: str) -> Callable[[Batch], dict[str, Clean]]:
     """Gives a modality of the true clips."""
     return lambda batch: {name: Clean(batch.streams[name].tokens)}
@@ -116,8 +134,8 @@ def evaluate(
 ) -> Result:
     """Score a network on a world by the world's own metrics."""
     chosen: list[WorldMetric] = [metrics.get(name)(world) for name in world.metrics]
-    exact = [metrics.get(metric.name)(world) for metric in chosen if metric.needs == "samples"]
-    by_samples = [metric for metric in chosen if metric.needs == "samples"]
+    by_samples = [metric for metric in chosen if metric.needs in ("samples", "clips")]
+    exact = [metrics.get(metric.name)(world) for metric in by_samples]
     by_losses = [metric for metric in chosen if metric.needs == "losses"]
     first: dict[str, list[Tensor]] = {}
     held_out = world.count(protocol.split)
@@ -127,14 +145,10 @@ def evaluate(
     count = min(most, protocol.clips if by_samples else keep)
     loss_clips = min(most, protocol.loss_clips)
     arguments = (network, world, protocol.sampler, seed, count, protocol.batch_size, protocol.split, device, progress)
-    for batch, made in sample(*arguments, given=true_modality(protocol.given) if protocol.given else None):
-        events = world.events(made) if by_samples else {}
-        for metric in by_samples:
-            metric.update_samples(batch, events)
-        if exact:
-            events = world.events({name: stream.tokens for name, stream in batch.streams.items()})
-            for metric in exact:
-                metric.update_samples(batch, events)
+    given = true_modality(protocol.given) if protocol.given else None
+    for batch, made in sample(*arguments, given=given, text=None if protocol.told else untold):
+        feed(by_samples, world, batch, made)
+        feed(exact, world, batch, {name: stream.tokens for name, stream in batch.streams.items()})
         if sum(len(part) for part in next(iter(first.values()), [])) < keep:
             for name, part in made.items():
                 first.setdefault(name, []).append(part[:keep])

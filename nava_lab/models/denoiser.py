@@ -203,6 +203,10 @@ class Denoiser(nn.Module):
         row = {name: streams[name].emptied() for name in self.generated if name in streams}
         if not row:
             raise ValueError(f"no stream given; this model generates {', '.join(self.generated)}")
+        samples = len(text.tokens) if text.packing is None else len(text.packing.lengths)
+        chosen = cut.samples if isinstance(cut, Cut) else cut
+        if chosen is not None and len(chosen) != samples:
+            raise ValueError(f"a cut says of {len(chosen)} samples whether it is theirs, and the batch has {samples}")
         if len({stream.packing is None for stream in (*row.values(), text)}) > 1:
             raise ValueError("some streams are packed and others are not: pack all of them, the text too")
         high = {
@@ -287,7 +291,10 @@ class Denoiser(nn.Module):
         mask = Padding() & Segments() & Window(self.window_s) & self.mask
         if cut is None:
             return mask
-        return mask & (cut if isinstance(cut, Cut) else Cut(cut, self.cut_off))
+        cut = cut if isinstance(cut, Cut) else Cut(cut, self.cut_off)
+        if unknown := [name for name in cut.readers or () if name not in self.generated]:
+            raise ValueError(f"a cut names {', '.join(unknown)}; this model generates {', '.join(self.generated)}")
+        return mask & cut
 
     def _text_features(self, text: Stream, names: tuple[str, ...]) -> dict[str, Tensor]:
         if self.text.split:

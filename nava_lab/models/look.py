@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from nava_lab.attention.backends.reference import weights
 from nava_lab.attention.picture import Picture, join
 from nava_lab.blocks.base import Given
+from nava_lab.conditioning.text import text_positions
 from nava_lab.conditioning.timbre import blank_references
 from nava_lab.models.denoiser import Denoiser
 from nava_lab.models.variant import Size, Variant
@@ -20,17 +23,19 @@ from nava_lab.streams import TEXT, Interface, Stream, time_positions
 
 def full_clip(interface: Interface) -> tuple[dict[str, Stream], dict[str, Tensor], Stream]:
     """A clip and a caption of full length, of nothing: streams, noise levels, text."""
-    streams = {
-        name: Stream(
-            torch.zeros(1, spec.tokens, spec.channels + spec.context), time_positions(spec.tokens, spec.seconds, spec.grid)
-        )
-        for name, spec in interface.modalities.items()
-    }
-    spec = interface.text
-    shape = (1, spec.length) if spec.vocabulary else (1, spec.length, spec.features)
-    words = torch.zeros(shape, dtype=torch.long if spec.vocabulary else torch.float32)
-    places = time_positions(spec.length, 1.0) - spec.length - 0.5
-    return streams, dict.fromkeys(streams, torch.zeros(1)), blank_references(Stream(words, places), spec)
+    longest = max(spec.tokens * spec.seconds / math.prod(spec.grid) for spec in interface.modalities.values())
+    streams = {}
+    for name, spec in interface.modalities.items():
+        positions = time_positions(spec.tokens, spec.seconds, spec.grid)
+        span = None
+        if interface.text.timbre:  # as if each reference were heard in an equal share of the clip
+            span = (positions[..., 0] / longest * interface.text.references).long()
+        streams[name] = Stream(torch.zeros(1, spec.tokens, spec.channels + spec.context), positions, span=span)
+    told = interface.text
+    shape = (1, told.length) if told.vocabulary else (1, told.length, told.features)
+    words = torch.zeros(shape, dtype=torch.long if told.vocabulary else torch.float32)
+    text = Stream(words, text_positions(told.length))
+    return streams, dict.fromkeys(streams, torch.zeros(1)), blank_references(text, told)
 
 
 def pictures(variant: Variant, interface: Interface, cut: bool = False, **options: Any) -> list[Picture]:
@@ -64,6 +69,52 @@ def pictures(variant: Variant, interface: Interface, cut: bool = False, **option
         made.append(join(tables, lengths, title))
         layer += stage.layers
     return made
+
+
+@dataclass(frozen=True)
+class Map:
+    """What one attention of one layer attended to.
+
+    Attributes:
+        layer: of the model, from 0.
+        weights: ``b h q k``; rows sum to 1, or to 0 where a query sees nothing.
+    """
+
+    layer: int
+    weights: Tensor
+
+
+@dataclass(frozen=True)
+class _Watched(Given):
+    """What a block is given, keeping the weights of every attention that it asks for."""
+
+    kept: list[Tensor] = field(default_factory=list)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, visible: Any) -> Tensor:
+        self.kept.append(weights(query, key, visible))
+        return super().attend(query, key, value, visible)
+
+
+def attention_maps(model: Denoiser, streams: Mapping[str, Stream], levels: Mapping[str, Tensor], text: Stream) -> list[Map]:
+    """The maps of every attention in a forward pass, in order; a joint layer has its own first, then its reading of the text.
+
+    Queries and keys stand in the order of ``streams``, the text last where it is part of the row.
+    """
+    watched: list[_Watched] = []
+
+    def watch(block: torch.nn.Module, arguments: tuple[Any, Given]) -> tuple[Any, Given]:
+        x, given = arguments
+        watched.append(_Watched(**{part.name: getattr(given, part.name) for part in fields(given)}))
+        return x, watched[-1]
+
+    handles = [block.register_forward_pre_hook(watch) for block in model.blocks]
+    try:
+        with torch.no_grad():
+            model(streams, levels, text)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [Map(layer, part) for layer, given in enumerate(watched) for part in given.kept]
 
 
 def _table(dense: Tensor | None) -> Tensor | None:

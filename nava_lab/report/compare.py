@@ -1,4 +1,4 @@
-"""Which runs may be ranked, and in what order.
+"""Which runs may be ranked, in what order, and what may be concluded.
 
 The seed is the unit of a comparison. Fewer than eight seeds per variant give numbers and no verdict; runs that differ in
 data, budget, training length, scoring or code are shown side by side and not ranked, with the reason.
@@ -7,51 +7,123 @@ data, budget, training length, scoring or code are shown side by side and not ra
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from nava_lab.report.judge import Judged, across_budgets, all_pairs, corrected, hopeless, judge, margin_of, p_value, signed
+from nava_lab.report.runs import Run, by_label, differences, find_runs, labelled, load_run, scores_by_seed
 from nava_lab.study import record
-from nava_lab.training.log import read_log
+from nava_lab.study.statistics import SEEDS_FOR_A_VERDICT, Interval, Scaling, scale_dependent, t_interval
 
-SEEDS_FOR_A_VERDICT = 8
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run as the report sees it; ``label`` is its variant with whatever settings tell it from others of that name."""
-
-    folder: Path
-    record: Mapping[str, Any]
-    config: Mapping[str, Any]
-    log: Sequence[Mapping[str, float]]
-    label: str = ""
-
-    def score(self, name: str) -> Mapping[str, float] | None:
-        return self.record["scores"].get(name)
+VERDICT, EXPLORATORY, NOT_RANKED, ALONE = "verdict", "exploratory", "not ranked", "nothing to compare"
 
 
 @dataclass(frozen=True)
 class OverSeeds:
-    """One label's headline over its seeds."""
+    """One label's scores over its seeds.
+
+    Attributes:
+        interval: mean of the headline with its t-interval over seeds (NaN ends for one seed).
+        lowest, highest: of the seeds.
+        runs: by seed.
+    """
 
     label: str
-    seeds: int
-    mean: float
+    family: str
+    interval: Interval
     lowest: float
     highest: float
+    runs: Mapping[int, Run]
+
+    @property
+    def seeds(self) -> int:
+        return len(self.runs)
+
+    @property
+    def mean(self) -> float:
+        return self.interval.mean
+
+    def over(self, score: str) -> Interval:
+        """Any score's mean and t-interval."""
+        values = list(scores_by_seed(self.runs.values(), score).values())
+        return Interval(*map(float, t_interval(values))) if values else Interval(*[float("nan")] * 3)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Runs that are judged together: all of them, or those under one of a study's budgets.
+
+    Attributes:
+        name: the budget; empty where there is but one family.
+        differences: what keeps its runs from being ranked.
+        contrasts: judged, declared ones or all pairs.
+    """
+
+    name: str
+    runs: Sequence[Run]
+    differences: Sequence[str]
+    contrasts: Sequence[Judged] = ()
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs, what they are judged by, why they are not ranked (empty if they are), and what may be concluded."""
+    """Runs, what they are judged by, and what may be concluded.
+
+    Attributes:
+        headline: the score they are judged by; empty where they have no common one.
+        higher_is_better: the headline's direction.
+        families: the runs in families, ranked where they may be.
+        declared: whether the contrasts were declared before the runs were made.
+        question: what was asked.
+        status: verdict, exploratory, not ranked or nothing to compare.
+        summary: the conclusion in one sentence.
+        findings: what supports and limits it, a sentence each.
+        sentences: every contrast in words.
+        doubts: what a reader should know beside it: failures, tuning at its bounds.
+        left_out: runs that are not here and why, a sentence each.
+        planned: how many runs there should be; 0 where nobody planned them.
+        laws: scaling laws by what they are of.
+        axes: settings that a study varied, by label: axis -> level.
+        extra: what a study adds to the page: its file, its tuning.
+    """
 
     runs: Sequence[Run]
     headline: str
-    differences: Sequence[str]
-    verdict: str
+    higher_is_better: bool
+    families: Sequence[Family]
+    declared: bool = False
+    question: str = ""
+    status: str = EXPLORATORY
+    summary: str = ""
+    findings: Sequence[str] = ()
+    sentences: Sequence[str] = ()
+    doubts: Sequence[str] = ()
+    left_out: Sequence[str] = ()
+    planned: int = 0
+    laws: Mapping[str, Scaling] = field(default_factory=dict)
+    law_axes: tuple[str, str] = ("parameters", "loss")
+    axes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> str:
+        """Everything that is concluded, as one text."""
+        return " ".join([self.summary, *self.findings, *self.sentences])
+
+    @property
+    def differences(self) -> list[str]:
+        """What keeps runs from being ranked, over all families."""
+        return list(dict.fromkeys(line for family in self.families for line in family.differences))
+
+    @property
+    def contrasts(self) -> list[Judged]:
+        return [part for family in self.families for part in family.contrasts]
+
+    @property
+    def labels(self) -> list[str]:
+        """Every label once, in the order of the runs."""
+        return list(dict.fromkeys(run.label for run in self.runs))
 
     def truth(self) -> Mapping[str, Mapping[str, float]]:
         """Scores of the true clips, where all runs were scored on the same; empty otherwise."""
@@ -59,122 +131,174 @@ class Comparison:
         return found[0] if all(part == found[0] for part in found) else {}
 
     def over_seeds(self) -> list[OverSeeds]:
-        """The mean and range of the headline per label, best first; empty while no label has two seeds."""
-        groups: dict[str, dict[int, float]] = {}
-        for run in self.runs:
-            value = (run.score(self.headline) or {}).get("value")
-            if value is not None:
-                groups.setdefault(run.label, {})[run.record["seed"]] = value
-        if self.differences or not any(len(group) > 1 for group in groups.values()):
-            return []
-        sign = -1 if self.runs[0].record["higher_is_better"] else 1
-        rows = [
-            OverSeeds(label, len(group), sum(group.values()) / len(group), min(group.values()), max(group.values()))
-            for label, group in groups.items()
-        ]
-        return sorted(rows, key=lambda row: sign * row.mean)
+        """The headline over seeds per label and family, best first within a family that is ranked."""
+        rows = [row for family in self.families for row in over_seeds(family, self.headline, self.higher_is_better)]
+        return rows
+
+    def direction(self, score: str) -> bool | None:
+        """Whether higher is better in a score, as its metric declared in the records."""
+        if score == self.headline:
+            return self.higher_is_better
+        found = {run.record.get("directions", {}).get(score) for run in self.runs}
+        return found.pop() if len(found) == 1 else None
 
 
-def load_run(folder: Path) -> Run:
-    made = record.read(folder)
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    return Run(folder, made, config, read_log(folder / "metrics.jsonl"))
+def over_seeds(family: Family, headline: str, higher_is_better: bool) -> list[OverSeeds]:
+    rows = []
+    for label, group in by_label(family.runs).items():
+        values = list(scores_by_seed(group.values(), headline).values()) if headline else []
+        if values:
+            found = Interval(*map(float, t_interval(values)))
+            rows.append(OverSeeds(label, family.name, found, min(values), max(values), group))
+    if not family.differences:
+        rows.sort(key=lambda row: -row.mean if higher_is_better else row.mean)
+    return rows
 
 
-def compare(folders: Sequence[Path]) -> Comparison:
-    """Load and judge; a run that is not finished is an error that says how to finish it."""
-    runs = labelled([load_run(folder) for folder in dict.fromkeys(folders)])
+def compare(paths: Sequence[Path]) -> Comparison:
+    """Load and judge runs, a folder of runs, or a study's folder.
+
+    A run that is named and not finished is an error that says how to finish it; one in a named folder is counted and left out.
+    """
+    from nava_lab.study.results import is_study
+
+    studies = [path for path in paths if is_study(path)]
+    if studies:
+        if len(paths) > 1:
+            raise record.BadRecord(f"{studies[0]} is a study: compare it by itself")
+        from nava_lab.report.of_study import compare_study
+
+        return compare_study(studies[0])
+    found, left_out = find_runs(paths)
+    runs = labelled(found)
     if not runs:
-        raise record.BadRecord("nothing to compare: name at least one run's folder")
+        raise record.BadRecord("; ".join(left_out) or "nothing to compare: name at least one run's folder")
     headlines = {run.record["headline"] for run in runs}
     headline = headlines.pop() if len(headlines) == 1 else ""
-    differences = _differences(runs)
-    if not differences and headline:
-        runs.sort(key=lambda run: _key(run, headline))
-    return Comparison(runs, headline, differences, _verdict(runs, differences))
+    higher = bool(runs[0].record["higher_is_better"])
+    unequal = differences(runs)
+    family = Family("", runs, unequal)
+    pairs = [] if unequal else all_pairs([row.label for row in over_seeds(family, headline, higher)])
+    scores = {label: scores_by_seed(group.values(), headline) for label, group in by_label(runs).items()}
+    contrasts = corrected(judge(scores, pairs, higher, margin_of(headline, higher)))
+    families = [ranked(replace(family, contrasts=contrasts), headline, higher)]
+    worlds = " and ".join(dict.fromkeys(run.record["world"] for run in runs))
+    names = list(by_label(runs))
+    question = f"Which is best on {worlds}: {', '.join(names)}?" if len(names) > 1 else f"How good is {names[0]} on {worlds}?"
+    return concluded(Comparison(families[0].runs, headline, higher, families, question=question, left_out=left_out))
 
 
-def labelled(runs: Sequence[Run]) -> list[Run]:
-    """The runs with labels: settings of a variant are named where its runs differ in them."""
-    settings = [flat(run.config["variant"]) for run in runs]
-    labels = []
-    for run, own in zip(runs, settings, strict=True):
-        others = [part for part in settings if part["name"] == own["name"]]
-        telling = [key for key in own if any(part.get(key) != own[key] for part in others)]
-        named = ", ".join(f"{key} {own[key]}" for key in telling)
-        labels.append(run.record["variant"] + (f" ({named})" if named else ""))
-    return [replace(run, label=label) for run, label in zip(runs, labels, strict=True)]
+def ranked(family: Family, headline: str, higher_is_better: bool) -> Family:
+    """The family with its runs in order of the headline, if they may be ranked."""
+    if family.differences or not headline:
+        return family
+
+    def key(run: Run) -> float:
+        value = run.value(headline)
+        return float("inf") if value is None else -value if higher_is_better else value
+
+    means = {row.label: place for place, row in enumerate(over_seeds(family, headline, higher_is_better))}
+    runs = sorted(family.runs, key=lambda run: (means.get(run.label, len(means)), key(run)))
+    return replace(family, runs=runs)
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one row of dotted keys."""
-    row: dict[str, Any] = {}
-    for key, value in tree.items():
-        row |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return row
+def concluded(comparison: Comparison) -> Comparison:
+    """The comparison with its status, summary and findings."""
+    status, summary, findings = _conclusion(comparison)
+    families, score = comparison.families, comparison.headline
+    sentences = [part.sentence(score, len(family.contrasts)) for family in families for part in family.contrasts]
+    findings = [*findings, *_laws(comparison)]
+    return replace(comparison, status=status, summary=summary, findings=findings, sentences=sentences)
 
 
-def _key(run: Run, headline: str) -> float:
-    value = (run.score(headline) or {}).get("value")
-    sign = -1 if run.record["higher_is_better"] else 1
-    return float("inf") if value is None else sign * value
+def _conclusion(comparison: Comparison) -> tuple[str, str, list[str]]:
+    contrasts, unequal = comparison.contrasts, comparison.differences
+    # A study's contrasts may stand where the whole family may not be ranked (it varies the world, say).
+    usable = [part for part in contrasts if part.outcome != "refused"]
+    if unequal and not usable:
+        return NOT_RANKED, "Not ranked: " + "; ".join(unequal) + ".", []
+    if len(comparison.labels) < 2:
+        return ALONE, "One variant only: nothing to compare it with.", []
+    if not comparison.headline:
+        return NOT_RANKED, "Not ranked: the runs are judged by different scores.", []
+    families = comparison.families
+    if not any(part.found.enough for part in usable):
+        groups = [group for family in families for group in by_label(family.runs).values()]
+        fewest = min((part.found.n for part in usable), default=min(map(len, groups)))
+        seeds = f"{fewest} seed{'s' if fewest > 1 else ''} per variant"
+        summary = f"Exploratory: {seeds}, and a verdict needs {SEEDS_FOR_A_VERDICT}."
+        return EXPLORATORY, summary, [] if fewest > 1 else [OVER_CLIPS]
+    findings = [*across_budgets(contrasts), *filter(None, (hopeless(family.contrasts) for family in families))]
+    if not comparison.declared and len(usable) > 1:
+        findings.append(f"No contrast was declared beforehand, so all {len(usable)} pairs count.")
+    return VERDICT, _summary(comparison, usable), findings
 
 
-def _differences(runs: Sequence[Run]) -> list[str]:
-    """What keeps these runs from being ranked, one sentence each."""
+OVER_CLIPS = "Intervals are over clips: they say how well one trained model is measured, not how training would vary."
 
-    def of(run: Run) -> dict[str, Any]:
-        made, config = run.record, run.config
-        budget = made["budget"]
-        realised = budget["requested"] or round(budget["realised"], -3)
-        return {
-            "world": config["world"],
-            "data version": made["identity"]["data"],
-            "budget": f"{realised:,.0f} {budget['kind']}",
-            "training": config["training"],
-            "objective": config["flow"],
-            "training length (samples)": made["samples_seen"],
-            "scoring": made["evaluation"],
-            "attention": config["attention"],
-            "machine": config["trainer"],
-            "code": made["identity"]["code"],
-        }
 
-    described = [of(run) for run in runs]
+def _summary(comparison: Comparison, usable: Sequence[Judged]) -> str:
+    """The conclusion in a sentence or two: who is ahead of all others, or what each decided contrast says."""
+    score, lines = comparison.headline, []
+    for family in comparison.families:
+        others = set(by_label(family.runs))
+        own = [part for part in family.contrasts if part.outcome in ("ahead", "behind")]
+        beaten: dict[str, set[str]] = {}
+        for part in own:
+            first, second = (part.found.first, part.found.second)[:: 1 if part.outcome == "ahead" else -1]
+            beaten.setdefault(first, set()).add(second)
+        under = f" at equal {family.name}" if family.name else ""
+        winner = next((label for label, those in beaten.items() if those == others - {label}), None)
+        alike = {(part.found.second, part.outcome) for part in own}
+        if winner and len(others) > 2:
+            lines.append(f"{winner} is ahead of every other in {score}{under}.")
+        elif len(own) > 2 and len(alike) == 1:
+            lines.append(_together(own, score, len(family.contrasts)))
+        elif 1 <= len(own) <= 2:
+            lines += [f"{part.claim(score)}." for part in own]
+        elif own:
+            lines.append(f"{len(own)} of {len(family.contrasts)} contrasts in {score} are decided{under}.")
+    if lines:
+        return " ".join(lines)
+    if len(usable) == 1:
+        return f"{usable[0].claim(score)}."
+    return f"None of {len(usable)} contrasts in {score} is decided."
+
+
+def _together(parts: Sequence[Judged], score: str, among: int) -> str:
+    """Several contrasts against one label that came out alike, in one sentence."""
+    first = parts[0]
+    axes = {part.found.first.partition("=")[0] for part in parts}
+    prefix = f"{axes.pop()}=" if len(axes) == 1 else ""  # "align_fraction=0.25, 0.5 and 1" rather than the name three times
+    names = [part.found.first.removeprefix(prefix) for part in parts]
+    listed = f"{prefix}{', '.join(names[:-1])} and {names[-1]}"
+    digits = 1 if score.endswith("_ms") else 3
+    means = sorted((part.found.interval.mean for part in parts), key=abs)
+    side = "ahead of" if first.outcome == "ahead" else "behind"
+    under = f" at equal {first.family}" if first.family else ""
+    size = f"{signed(means[0], digits)} to {signed(means[-1], digits)}"
+    worst = max(part.p for part in parts)
+    test = f"each {p_value(worst)} or less after Holm over {among}"
+    return f"{listed} are {side} {first.found.second} in {score}{under}, by {size} ({test})."
+
+
+def _laws(comparison: Comparison) -> list[str]:
+    """Scaling laws in words."""
     lines = []
-    for key in described[0]:
-        values = [part[key] for part in described]
-        if all(value == values[0] for value in values):
-            continue
-        if isinstance(values[0], dict):
-            inner = sorted({name for value in values for name in value if any(v.get(name) != value.get(name) for v in values)})
-            shown = "; ".join(f"{name}: {', '.join(dict.fromkeys(str(v.get(name)) for v in values))}" for name in inner)
-        else:
-            shown = ", ".join(dict.fromkeys(map(str, values)))
-        lines.append(f"{key} differs ({shown})")
-    for name in dict.fromkeys(run.record["variant"] for run in runs):
-        versions = {run.record["identity"]["variant_code"] for run in runs if run.record["variant"] == name}
-        if len(versions) > 1:
-            lines.append(f"code of variant {name} differs ({', '.join(sorted(versions))})")
+    size, loss = comparison.law_axes
+    for name, law in comparison.laws.items():
+        b, error = law.exponent, law.error
+        lines.append(
+            f"{name}: {loss} = {law.law.E:.3g} + {law.law.a:.3g} · {size}^−{law.law.b:.3g}, exponent {b.mean:.3f} "
+            f"[{b.low:.3f}, {b.high:.3f}]. At the held-out {law.held_out:.3g} it foretells {law.predicted:.4g}, observed "
+            f"{law.observed:.4g}: off by {error.mean:+.1%} [{error.low:+.1%}, {error.high:+.1%}]."
+            + (f" Not to be relied on: {'; '.join(law.weak)}." if law.weak else "")
+        )
+    names = list(comparison.laws)
+    for first, second in all_pairs(names):
+        if scale_dependent(comparison.laws[first], comparison.laws[second]):
+            lines.append(f"{first} and {second} have exponents that overlap: which is ahead is scale-dependent.")
     return lines
 
 
-def _verdict(runs: Sequence[Run], differences: Sequence[str]) -> str:
-    if differences:
-        return "Not ranked: " + "; ".join(differences) + "."
-    if len({run.label for run in runs}) < 2:
-        return "One variant only: nothing to compare it with."
-    seeds: dict[str, set[int]] = {}
-    for run in runs:
-        seeds.setdefault(run.label, set()).add(run.record["seed"])
-    fewest = min(len(group) for group in seeds.values())
-    if fewest < SEEDS_FOR_A_VERDICT:
-        return (
-            f"Exploratory: {fewest} seed{'s' if fewest > 1 else ''} per variant, and a verdict needs "
-            f"{SEEDS_FOR_A_VERDICT}. Intervals are over clips: they say how well one trained model is measured, not how "
-            "training would vary."
-        )
-    return (
-        f"{fewest} seeds per variant. The order is by score and is no test: a verdict needs paired statistics over seeds, "
-        "which this table does not make."
-    )
+__all__ = ["Comparison", "Family", "OverSeeds", "Run", "compare", "load_run"]

@@ -1,57 +1,53 @@
-"""A comparison as one self-contained HTML page: verdict, table, curves, previews side by side."""
+"""A comparison as one self-contained HTML page, with its data and figures beside it."""
 
 from __future__ import annotations
 
-import base64
-import io
 import os
+import platform
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import yaml
 from jinja2 import Environment, FileSystemLoader, select_autoescape
+from markupsafe import Markup
 
-from nava_lab.report.compare import Comparison, Run, flat
-from nava_lab.report.table import digits_for, interval, number, short, shown_columns
+from nava_lab import __version__
+from nava_lab.report.again import commands
+from nava_lab.report.compare import Comparison
+from nava_lab.report.figures import figures, looks
+from nava_lab.report.frame import NOT_SHOWN, write_frames
+from nava_lab.report.page_tables import contrasts, results, runs, truth_row
+from nava_lab.report.plotting import for_page, marker_path, write_figures
+from nava_lab.report.previews import tiles
+from nava_lab.report.runs import flat
+from nava_lab.report.table import short
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-PREVIEWS = 3
-
-
-def colours(comparison: Comparison) -> dict[str, Any]:
-    """A colour per label, by the order of names, so that it does not change with the ranking."""
-    names = sorted({run.label for run in comparison.runs})
-    return {name: plt.get_cmap("tab10")(index % 10) for index, name in enumerate(names)}
+HERE = Path(__file__).parent
 
 
 def write_page(comparison: Comparison, folder: Path) -> Path:
-    """Write ``index.html`` (and ``scores.png``, ``curves.png``) into ``folder``; returns the page."""
+    """Write ``index.html`` into ``folder``, with data frames and figures beside it; returns the page."""
     folder.mkdir(parents=True, exist_ok=True)
-    figures = {"curves": draw_curves(comparison), "scores": draw_scores(comparison)}
-    for name, picture in figures.items():
-        if picture:
-            (folder / f"{name}.png").write_bytes(picture)
-    columns = shown_columns(comparison)
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape(("html", "j2")))
+    drawn = figures(comparison)
+    write_figures(drawn, folder)
+    write_frames(comparison, folder)
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=select_autoescape(("html", "j2")), trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["breaks"] = lambda name: Markup(Markup.escape(name).replace("_", Markup("_<wbr>")))
     text = environment.get_template("page.html.j2").render(
-        verdict=comparison.verdict,
-        ranked=not comparison.differences and bool(comparison.headline),
-        headline=comparison.headline,
-        columns=columns,
-        rows=[_row(run, comparison.headline, columns) for run in comparison.runs],
-        truth=[interval(comparison.truth().get(name), digits_for(name)) for name in [comparison.headline, *columns]]
-        if comparison.truth()
-        else [],
-        guidance=_guidance(comparison.runs),
-        over_seeds=comparison.over_seeds(),
-        figures={name: base64.b64encode(picture).decode() for name, picture in figures.items() if picture},
-        previews=[_previews(run) for run in comparison.runs],
-        configs=_configs(comparison.runs),
-        commands=[" ".join(["nava compare", *(str(run.folder) for run in comparison.runs)])],
+        css=Markup((HERE / "page.css").read_text(encoding="utf-8")),
+        js=Markup((HERE / "page.js").read_text(encoding="utf-8")),
+        version=__version__,
+        looks={label: {"colour": look.colour, "path": marker_path(look.marker)} for label, look in looks(comparison).items()},
+        figures=[{**vars(figure), "svg": Markup(for_page(figure))} for figure in drawn],
+        **_verdict(comparison),
+        **_tables(comparison),
+        **_clips(comparison),
+        **_configs(comparison),
+        **_again(comparison),
     )
     path = folder / "index.html"
     temporary = folder / ".index.tmp"
@@ -60,98 +56,138 @@ def write_page(comparison: Comparison, folder: Path) -> Path:
     return path
 
 
-def _guidance(runs: Sequence[Run]) -> str:
-    found = dict.fromkeys(str(run.record["evaluation"].get("guidance", "unknown")) for run in runs)
-    return "; ".join(found)
-
-
-def _row(run: Run, headline: str, columns: Sequence[str]) -> dict[str, Any]:
-    made = run.record
+def _verdict(comparison: Comparison) -> dict[str, Any]:
+    seeds = {run.seed for run in comparison.runs}
+    worlds = ", ".join(dict.fromkeys(run.record["world"] for run in comparison.runs))
+    counted = f"{len(comparison.runs)} of {comparison.planned}" if comparison.planned else f"{len(comparison.runs)}"
+    study = f"study {comparison.extra['study']} · " if "study" in comparison.extra else "comparison · "
     return {
-        "name": made["name"],
-        "variant": run.label,
-        "seed": made["seed"],
-        "headline": interval(run.score(headline)) if headline else "-",
-        "cells": [interval(run.score(name), digits_for(name)) for name in columns],
-        "parameters": f"{made['parameters']['total']:,}",
-        "active": short(made["parameters"]["active_per_token"]),
-        "flops": short(made["flops_per_sample"]),
-        "minutes": number(made["wall_time_s"] / 60, 1),
+        "question": comparison.question,
+        "kicker": f"{study}world {worlds} · {counted} run{'s' if len(comparison.runs) > 1 else ''} · "
+        f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}",
+        "status": comparison.status,
+        "summary": comparison.summary,
+        "findings": comparison.findings,
+        "sentences": comparison.sentences,
+        "doubts": comparison.doubts,
+        "left_out": comparison.left_out,
+        "facts": _facts(comparison),
     }
 
 
-def _previews(run: Run) -> dict[str, Any]:
-    clips = []
-    for number_ in range(PREVIEWS):
-        parts = {suffix: run.folder / "previews" / f"clip_{number_}.{suffix}" for suffix in ("mp4", "png")}
-        if all(path.exists() for path in parts.values()):
-            clips.append({key: base64.b64encode(path.read_bytes()).decode() for key, path in parts.items()})
-    return {"name": f"{run.label}, seed {run.record['seed']}", "clips": clips}
+def _facts(comparison: Comparison) -> list[tuple[str, str]]:
+    """What was held equal, as far as it was."""
+
+    def each(of: Any) -> str:
+        return " · ".join(dict.fromkeys(str(of(run.record)) for run in comparison.runs))
+
+    def budget(made: Any) -> str:
+        kind = {"parameters": "parameters", "flops": "training FLOPs per clip"}.get(made["budget"]["kind"], "as given")
+        return f"{short(made['budget']['requested'] or made['budget']['realised'])} {kind}"
+
+    higher = "higher" if comparison.higher_is_better else "lower"
+    return [
+        ("Judged by", f"{comparison.headline or 'different scores'} ({higher} is better)"),
+        ("Budget", each(budget)),
+        ("Training", each(lambda made: f"{made['samples_seen']:,} clips")),
+        ("Scored on", each(lambda made: f"{made['evaluation'].get('clips', '-')} {made['evaluation'].get('split', '')} clips")),
+        ("Sampler", each(lambda made: made["evaluation"].get("solver", "-"))),
+        ("Evaluations per clip", each(lambda made: made["evaluation"].get("evaluations", "-"))),
+        ("Guidance", each(lambda made: made["evaluation"].get("guidance", "unknown"))),
+    ]
 
 
-def _configs(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Every config key with each run's value, differing ones first."""
-    rows_of = [{key: _shown(value) for key, value in flat(run.config).items()} for run in runs]
-    keys = list(dict.fromkeys(key for part in rows_of for key in part if not key.startswith(("output", "logger"))))
-    rows: list[dict[str, Any]] = [{"key": key, "values": [part.get(key, "") for part in rows_of]} for key in keys]
-    for row in rows:
-        row["differs"] = len(set(row["values"])) > 1
-    return sorted(rows, key=lambda row: not row["differs"])
+def _tables(comparison: Comparison) -> dict[str, Any]:
+    columns, rows = results(comparison)
+    run_columns, run_rows = runs(comparison)
+    contrast_columns, contrast_rows, contrast_note = contrasts(comparison)
+    several = any(row.seeds > 1 for row in comparison.over_seeds())
+    note = "Means over seeds with 95 % t-intervals. " if several else "Values with 95 % intervals over clips. "
+    ranked = not comparison.differences and bool(comparison.headline)
+    sections = [("results", "Results"), ("figures", "Figures"), ("clips", "Watch and listen"), ("runs", "All runs")]
+    return {
+        "columns": columns,
+        "rows": rows,
+        "truth": truth_row(comparison, columns),
+        "run_columns": run_columns,
+        "runs": run_rows,
+        "contrast_columns": contrast_columns,
+        "contrasts": contrast_rows,
+        "contrast_note": contrast_note,
+        "table_note": note
+        + ("Rows stand in order of the headline score; " if ranked else "Rows are in no order; ")
+        + "a press on a column's name sorts by it. Arrows show the better direction.",
+        "sections": [*sections, ("configs", "What differs"), ("again", "Do it again")],
+    }
+
+
+def _clips(comparison: Comparison) -> dict[str, Any]:
+    found = tiles(comparison)
+    return {
+        "tiles": found.tiles,
+        "seed": found.seed,
+        "clips": found.clips,
+        "fewer": found.fewer,
+        "heard": list(dict.fromkeys(tile.name for tile in found.tiles)),
+    }
+
+
+def _configs(comparison: Comparison) -> dict[str, Any]:
+    """Settings by label: those that differ, with what is not as most have it marked, and those that are the same."""
+    groups: dict[str, dict[str, list[str]]] = {}
+    several = len(comparison.families) > 1
+    for run in comparison.runs:
+        name = f"{run.label} [{run.family}]" if several else run.label
+        for key, value in flat(run.config).items():
+            if key != "seed" and not key.startswith(NOT_SHOWN):
+                groups.setdefault(name, {}).setdefault(key, []).append(_shown(value))
+    table = {name: {key: ", ".join(dict.fromkeys(part)) for key, part in own.items()} for name, own in groups.items()}
+    keys = dict.fromkeys(key for own in table.values() for key in own)
+    differing, same = [], []
+    for key in keys:
+        values = [own.get(key, "–") for own in table.values()]
+        most, times = Counter(values).most_common(1)[0]
+        if len(set(values)) == 1:
+            same.append((key, values[0]))
+        else:
+            marks = times > 1 or len(values) == 2
+            differing.append({"key": key, "values": [(value, marks and value != most) for value in values]})
+    return {"config_labels": list(table), "differing": differing, "same": same}
 
 
 def _shown(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True).replace("\n...", "").strip()
 
 
-def draw_curves(comparison: Comparison) -> bytes:
-    """Validation loss against clips seen, one line per run."""
-    palette = colours(comparison)
-    figure, axis = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
-    labelled: set[str] = set()
-    for run in comparison.runs:
-        batch = run.config["training"]["batch_size"]
-        points = [(line["step"] * batch, line["validation/loss"]) for line in run.log if "validation/loss" in line]
-        if not points:
-            continue
-        name = run.label
-        axis.plot(*zip(*points, strict=True), color=palette[name], label=None if name in labelled else name)
-        labelled.add(name)
-    axis.set(xlabel="clips seen", ylabel="validation loss (velocity, averaged weights)", yscale="log")
-    axis.grid(alpha=0.3, which="both")
-    if labelled:
-        axis.legend(frameon=False)
-    return _png(figure)
+def _again(comparison: Comparison) -> dict[str, Any]:
+    found = commands(comparison.runs)
+    made = [run.record["identity"] for run in comparison.runs]
+
+    def each(key: str) -> str:
+        return ", ".join(dict.fromkeys(str(part.get(key, "unknown")) for part in made))
+
+    fields = comparison.extra.get("fields")
+    source = f"# {comparison.question}\n" + yaml.safe_dump(fields, sort_keys=False) if fields else ""
+    folders = dict.fromkeys(str(run.folder) for run in comparison.runs)
+    parents = dict.fromkeys(str(run.folder.parent) for run in comparison.runs)
+    compared = comparison.extra.get("folder") or " ".join(folders if len(folders) <= 6 else parents)
+    return {
+        "commands": [*found, f"nava compare {compared}"],
+        "complete": _complete(found, comparison),
+        "study_file": source,
+        "provenance": [
+            ("Revision", each("revision")),
+            ("Code", each("code")),
+            ("Data", each("data")),
+            ("Config hashes", each("config") if len(made) <= 6 else "in runs.csv, one per run"),
+            ("PyTorch", each("torch")),
+            ("nava-lab", __version__),
+            ("Python here", platform.python_version()),
+        ],
+    }
 
 
-def draw_scores(comparison: Comparison) -> bytes:
-    """The headline score of each run with its interval over clips."""
-    scored = [run for run in comparison.runs if comparison.headline and run.score(comparison.headline)]
-    if not scored:
-        return b""
-    palette = colours(comparison)
-    figure, axis = plt.subplots(figsize=(6.4, 0.7 + 0.42 * len(scored)), layout="constrained")
-    for place, run in enumerate(reversed(scored)):
-        found = run.score(comparison.headline) or {}
-        value = found["value"]
-        low, high = (found[side] if found[side] is not None else value for side in ("low", "high"))
-        colour = palette[run.label]
-        axis.plot([low, high], [place, place], color=colour, lw=3, alpha=0.5, solid_capstyle="round")
-        axis.plot(value, place, "o", color=colour, ms=7)
-    axis.set(
-        yticks=range(len(scored)),
-        yticklabels=[f"{run.label}, seed {run.record['seed']}" for run in reversed(scored)],
-        ylim=(-0.6, len(scored) - 0.4),
-        xlabel=f"{comparison.headline} (95 % interval over clips)",
-    )
-    if comparison.headline in ("sync_auc", "cross_modal_use"):
-        axis.set_xlim(min(-0.05, axis.get_xlim()[0]), 1)
-        axis.axvline(0, color="grey", lw=1, ls=":")
-    axis.grid(axis="x", alpha=0.3)
-    return _png(figure)
-
-
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=130, format="png")
-    plt.close(figure)
-    return buffer.getvalue()
+def _complete(found: Sequence[str], comparison: Comparison) -> bool:
+    """Whether the commands make every run."""
+    seeds = sum(len(line.rsplit("seed=", 1)[1].split(",")) for line in found)
+    return seeds >= len({(str(run.config), run.seed) for run in comparison.runs})

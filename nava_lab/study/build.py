@@ -33,7 +33,7 @@ class Parts:
         solution: size and cost.
         objective: the loss.
         drawing: laws of the training draws.
-        scoring: laws of the evaluation draws: no dropout, and attention cut only where training always cut it.
+        scoring: laws of the evaluation draws: no dropout; but attention cut, or captions hidden, where training always did so.
         protocol: how the model is scored.
     """
 
@@ -52,7 +52,7 @@ def parts(config: Config) -> Parts:
         drawing = _drawing(flow)
         if flow.clean_loss and not (drawing.given_rate or drawing.continuation or any(drawing.first_step.values())):
             raise ValueError("flow.clean_loss=true does nothing where no token is given: set flow.modality_given=0.2, say")
-        always_cut = flow.modality_dropout >= 1
+        always_cut, told = flow.modality_dropout >= 1, flow.text_dropout < 1
         if scoring.clips < 2 or scoring.loss_clips < 2 or scoring.batch_size < 1:
             raise ValueError("evaluation: needs at least 2 clips, 2 loss_clips and a batch_size of 1")
         if min(scoring.shift, *scoring.shifts.values(), 1) <= 0 or scoring.steps < 1:
@@ -81,8 +81,8 @@ def parts(config: Config) -> Parts:
         solution,
         objective,
         drawing,
-        replace(drawing.plain(), modality_dropout=1.0 if always_cut else 0.0),
-        Protocol(sampler, scoring.clips, scoring.loss_clips, scoring.batch_size, scoring.split, scoring.given),
+        replace(drawing.plain(), modality_dropout=1.0 if always_cut else 0.0, text_dropout=0.0 if told else 1.0),
+        Protocol(sampler, scoring.clips, scoring.loss_clips, scoring.batch_size, scoring.split, scoring.given, told),
     )
 
 

@@ -6,12 +6,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from nava_lab.config import CONFIGS, choices
-from nava_lab.study.grammar import StudyError
+from nava_lab.config import CONFIGS, ConfigError, load
+from nava_lab.study.grammar import StudyError, override
 from nava_lab.study.ledger import Ledger, folder_of
 from nava_lab.study.plan import Plan, plan_of
 from nava_lab.study.results import StudyResult
@@ -51,7 +52,16 @@ def read(wish: Wish) -> tuple[Study, Path]:
     root = next((part.split("=", 1)[1] for part in reversed(wish.overrides) if part.startswith("output.root=")), "runs")
     overrides = [part for part in wish.overrides if not part.startswith("output.root=")]
     edition = wish.edition or fitting_edition(wish.file)
-    return read_study(wish.file, edition, overrides, choices()), Path(root)
+    return read_study(wish.file, edition, overrides, is_here), Path(root)
+
+
+def is_here(settings: Mapping[str, Any]) -> bool:
+    """Whether this checkout has the variants, worlds and keys that some settings name."""
+    try:
+        load([override(key, value) for key, value in settings.items()])
+    except ConfigError:
+        return False
+    return True
 
 
 def fitting_edition(file: Path) -> str:
@@ -106,7 +116,7 @@ def _together(folder: Path, place: str, wish: Wish, tell: Tell) -> None:
     """Workers in processes of their own; one that dies is reported, and the others take over what it was at."""
     environment = {"OMP_NUM_THREADS": str(threads_for(wish.workers)), **os.environ}
     path = os.pathsep.join(part for part in (str(CONFIGS.parent), os.environ.get("PYTHONPATH", "")) if part)
-    command = [sys.executable, "-m", "nava_lab.study.worker", str(folder), place, str(wish.lease_s)]
+    command = [sys.executable, "-m", "nava_lab.study.worker", str(folder), place, str(wish.lease_s), str(os.getpid())]
     gpus = _gpus()
     processes: list[subprocess.Popen] = []
     for number in range(wish.workers):

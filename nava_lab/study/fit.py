@@ -18,7 +18,7 @@ from nava_lab.study.build import Parts, network, parts
 from nava_lab.study.warm import start_warm
 from nava_lab.training.callbacks import MetricsLog, Progress, averaging, checkpoints, newest_checkpoint
 from nava_lab.training.data import WorldData
-from nava_lab.training.loggers import make_logger
+from nava_lab.training.loggers import finish_loggers, make_logger
 from nava_lab.training.module import GenerativeModule
 
 Tell = Callable[[str], None]
@@ -94,6 +94,9 @@ def train(config: Config, built: Parts, folder: Path, tell: Tell = print, watche
         trainer.fit(module, WorldData(config.world, config.training, config.seed), ckpt_path=newest, weights_only=True)
     except SystemExit:  # how Lightning ends after Ctrl-C
         raise KeyboardInterrupt from None
+    finally:
+        if trainer.is_global_zero:
+            finish_loggers(trainer.loggers)
     if trainer.is_global_zero:
         weights = {name: part.detach().cpu().contiguous() for name, part in module.network.state_dict().items()}
         temporary = folder / ".model.tmp"

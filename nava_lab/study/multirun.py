@@ -17,7 +17,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from nava_lab.config import CONFIGS, Config, ConfigError, check_choices, explain, load, register, typed
+from nava_lab.config import CONFIGS, Config, ConfigError, check_choices, explain, load, quoted, register, typed
 from nava_lab.study.identity import run_name
 from nava_lab.study.run import FAILED, FAILURES, prepared, run, state_of
 from nava_lab.training.quiet import quieten
@@ -45,6 +45,7 @@ def jobs_of(overrides: Sequence[str]) -> list[Job]:
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
+    overrides = quoted(overrides)
     try:
         check_choices(overrides)
         parsed = OverridesParser.create().parse_overrides([part for part in overrides if not _for_hydra(part)])
@@ -58,7 +59,7 @@ def jobs_of(overrides: Sequence[str]) -> list[Job]:
         config = load(combination)
         prepared(config)
         folder = Path(config.output.root) / run_name(config.resolved, config.world.data_version())
-        jobs.append(Job(tuple(combination), folder, re_executes(config)))
+        jobs.append(Job(tuple(quoted(combination)), folder, re_executes(config)))
     if len({job.folder for job in jobs}) < len(jobs):
         raise ConfigError("two jobs of this multirun are the same run: some value is listed twice")
     return jobs

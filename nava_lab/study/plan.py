@@ -112,7 +112,7 @@ def corners(study: Study) -> list[dict[str, Any]]:
 
 
 def plan_of(study: Study, root: Path, timed: bool, threads: int | None = None) -> Plan:
-    """Compose and build every point at both ends of the tuned space; StudyError says which one cannot be meant.
+    """Compose and build every point, one at both ends of the tuned space; StudyError says which one cannot be meant.
 
     Args:
         study: what is planned.
@@ -121,9 +121,9 @@ def plan_of(study: Study, root: Path, timed: bool, threads: int | None = None) -
         threads: torch threads that each worker will have; None for as many as now.
     """
     finished = _finished(root) if timed else []
-    points = []
+    points: list[PlannedPoint] = []
     for point in study.points:
-        config, built = _built(study, point)
+        config, built = _built(study, point, corners(study)[: 1 if points else None])
         _check(study, point, config)
         expected = expect(config, built, finished, threads) if timed else Expected(None, "not asked for")
         tunings = len(slots_of(study.tuning)) * len(study.tuning.seeds) if study.tuning else 0
@@ -132,7 +132,7 @@ def plan_of(study: Study, root: Path, timed: bool, threads: int | None = None) -
     return Plan(study, tuple(points))
 
 
-def _built(study: Study, point: Point) -> tuple[Config, Parts]:
+def _built(study: Study, point: Point, at: Sequence[Mapping[str, Any]]) -> tuple[Config, Parts]:
     try:
         made = [
             (config, prepared(config))

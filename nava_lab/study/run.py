@@ -16,7 +16,7 @@ A run's folder::
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from nava_lab.study.build import Parts, parts
 from nava_lab.study.fit import load_model, train
 from nava_lab.study.identity import code_fingerprint, git_revision, run_hash, run_name, variant_fingerprint
 from nava_lab.study.warm import check_start
+from nava_lab.training.loggers import check_logger
 
 Tell = Callable[[str], None]
 
@@ -58,6 +59,10 @@ def identify(config: Config) -> dict[str, str]:
 
 def prepared(config: Config) -> Parts:
     """Make the data ready and build what a run needs; whatever would fail after training is refused here."""
+    try:
+        check_logger(config.logger.kind, config.logger.project)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     config.world.prepare()
     split = config.evaluation.split
     held_out = config.world.count(split)
@@ -220,6 +225,7 @@ def scoring_record(config: Config, built: Parts) -> dict[str, Any]:
         "shifts": dict(sampler.shifts),
         "schedules": dict(scoring["schedules"]),
         "given": protocol.given,
+        "captions": "" if protocol.told else "never shown",
         "unlike_training": told,
     }
     return {
@@ -265,12 +271,14 @@ def _bar(shown: bool, name: str) -> Callable[[str, int, int], None] | None:
     return advance
 
 
-def _higher_is_better(config: Config) -> bool:
-    """The direction that the headline's metric declares."""
-    directions: dict[str, bool] = {}
-    for name in config.world.metrics:
-        directions |= metrics.get(name).higher_is_better_by_score
-    return directions.get(config.world.headline, True)
+def declared(config: Config, scores: Iterable[str]) -> tuple[list[str], dict[str, bool]]:
+    """What the world's metrics want of a report: the scores that lead its tables, and whether higher is better, by score."""
+    chosen = [metrics.get(name) for name in config.world.metrics]
+    found = {
+        score: next((part.direction(score) for part in chosen if part.direction(score) is not None), None) for score in scores
+    }
+    shown = [score for part in chosen for score in part.shown if score in found]
+    return shown, {score: higher for score, higher in found.items() if higher is not None}
 
 
 def _record(
@@ -282,6 +290,7 @@ def _record(
     trained = json.loads(path.read_text(encoding="utf-8")) if path.exists() else now
     if any(trained.get(key) != now[key] for key in ("code", "variant_code")):
         tell(f"{folder.name} was trained by other code (revision {trained['revision']}) than scores it now")
+    shown, directions = declared(config, result.scores)
     return {
         "schema": record.SCHEMA_VERSION,
         "name": folder.name,
@@ -298,7 +307,9 @@ def _record(
         "wall_time_s": round(seconds, 3),
         "evaluation": {**scoring_record(config, built), "code": now["code"], "device": device},
         "headline": config.world.headline,
-        "higher_is_better": _higher_is_better(config),
+        "higher_is_better": directions.get(config.world.headline, True),
+        "shown": shown,
+        "directions": directions,
         "scores": _as_json(result.scores),
         "truth": _as_json(result.truth),
     }

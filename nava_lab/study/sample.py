@@ -94,6 +94,8 @@ def caption_of(wish: Wish, world: World, drawing: Drawing, tell: Callable[[str],
             raise ValueError("--prompt: captions were never trained; train with flow.text_dropout below 1")
         tokenizer([wish.prompt])
         return wish.prompt
+    if tokenizer is not None and drawing.text_dropout >= 1:
+        return ""  # captions were never trained
     if tokenizer is None or not wish.own or wish.captions:
         return None
     if drawing.text_dropout:

@@ -24,7 +24,7 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -209,7 +209,7 @@ TUNING_FIELDS = ("space", "trials", "seeds", "metric", "sampler", "pruner", "fro
 
 
 def read_study(
-    file: Path, edition: str = "", overrides: Sequence[str] = (), present: Mapping[str, Sequence[str]] | None = None
+    file: Path, edition: str = "", overrides: Sequence[str] = (), here: Callable[[Mapping[str, Any]], bool] | None = None
 ) -> Study:
     """A study file as a checked study.
 
@@ -218,7 +218,7 @@ def read_study(
         edition: which edition, where the file has some; empty for none of them.
         overrides: ``KEY=VALUE``, a study's field (``seeds=3``, ``tuning.trials=4``, ``budgets=flops``) or a config key, which is
             then fixed for all runs.
-        present: by axis, the choices that this checkout has; what an optional axis names beyond them is left out.
+        here: whether this checkout has what some settings name; levels of optional axes that it has not are left out.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -245,7 +245,7 @@ def read_study(
             )
         fields = _merged(fields, as_mapping(editions[edition], f"{file}: editions.{edition}"), f"{file}: editions.{edition}")
     fields = _overridden(fields, overrides, str(file))
-    return study_of(fields, file.stem, edition, first.lstrip("# ").strip(), str(file), present)
+    return study_of(fields, file.stem, edition, first.lstrip("# ").strip(), str(file), here)
 
 
 def study_of(
@@ -254,14 +254,15 @@ def study_of(
     edition: str,
     question: str,
     where: str,
-    present: Mapping[str, Sequence[str]] | None = None,
+    here: Callable[[Mapping[str, Any]], bool] | None = None,
     left_out: Sequence[str] = (),
 ) -> Study:
     """A study from its fields; ``where`` names their source in messages, ``left_out`` optional levels that are not here."""
     checked_keys(fields, FIELDS, where)
     fixed = as_mapping(fields.get("fixed") or {}, f"{where}: fixed")
     budgets = as_mapping(fields.get("budgets") or {"": {}}, f"{where}: budgets")
-    grids, missing = _grids(fields, where, present or {}, left_out)
+    grids, missing = _grids(fields, where, here or (lambda settings: True), left_out)
+    gone = [f"{name.split('=')[0].rsplit('.', 1)[-1]}={name.split('=', 1)[1]}" for name in missing]
     points = tuple(
         Point(label, budget, levels, {**as_mapping(held or {}, f"{where}: budgets.{budget}"), **settings})
         for budget, held in budgets.items()
@@ -286,7 +287,7 @@ def study_of(
         metric,
         tuple(budgets),
         tuning,
-        _contrasts(fields.get("contrasts") or {}, points, f"{where}: contrasts"),
+        _contrasts(fields.get("contrasts") or {}, points, gone, f"{where}: contrasts"),
         margins,
         _scaling(fields["scaling"], grids, f"{where}: scaling") if fields.get("scaling") else None,
         missing,
@@ -342,7 +343,7 @@ Cell = tuple[str, Mapping[str, str], Mapping[str, Any]]
 
 
 def _grids(
-    fields: Mapping[str, Any], where: str, present: Mapping[str, Sequence[str]], left_out: Sequence[str]
+    fields: Mapping[str, Any], where: str, here: Callable[[Mapping[str, Any]], bool], left_out: Sequence[str]
 ) -> tuple[list[Cell], tuple[str, ...]]:
     """The cells of every grid of ``vary``, and the optional levels that are not here."""
     vary = fields.get("vary") or {}
@@ -352,8 +353,9 @@ def _grids(
         axes = {
             axis: _levels(axis, levels, f"{where}: vary.{axis}") for axis, levels in as_mapping(grid, f"{where}: vary").items()
         }
-        for axis in set(fields.get("optional") or []) & set(axes) & set(present):
-            missing += [f"{axis}={name}" for name, _ in axes[axis] if name not in present[axis]]
+        for axis in set(fields.get("optional") or []) & set(axes):
+            fixed = fields.get("fixed") or {}
+            missing += [f"{axis}={name}" for name, settings in axes[axis] if not here({**fixed, **settings})]
         axes = {axis: [level for level in levels if f"{axis}={level[0]}" not in missing] for axis, levels in axes.items()}
         for combination in itertools.product(*axes.values()):
             levels = {axis: name for axis, (name, _) in zip(axes, combination, strict=True)}
@@ -441,7 +443,8 @@ def _dimension(key: str, value: Any, where: str) -> Dimension:
     return Dimension(key, (), low, high, log, whole(fields.get("steps", 0), f"{where}.steps", least=0), integers)
 
 
-def _contrasts(value: Any, points: Sequence[Point], where: str) -> tuple[Contrast, ...]:
+def _contrasts(value: Any, points: Sequence[Point], gone: Sequence[str], where: str) -> tuple[Contrast, ...]:
+    """The declared comparisons; those of levels that are ``gone`` from here are left out with them."""
     fields = as_mapping(value, where)
     checked_keys(fields, ("against", "pairs"), where)
     found: list[Contrast] = []
@@ -449,6 +452,8 @@ def _contrasts(value: Any, points: Sequence[Point], where: str) -> tuple[Contras
     for pair in fields.get("pairs") or []:
         if not isinstance(pair, list) or len(pair) != 2:
             raise StudyError(f"{where}.pairs must list pairs of labels")
+        if any(part in gone for label in pair for part in str(label).split(", ")):
+            continue
         for label in pair:
             if label not in known:
                 raise StudyError(f"{where}.pairs: there is no '{label}'; {nearest(str(label), sorted(known))}")

@@ -92,7 +92,8 @@ def choose(study: Study, point: Point, slots: Mapping[str, Slot]) -> list[Choice
     up = higher_is_better(tuning.metric)
 
     def choice(trial: optuna.trial.FrozenTrial, front: int = 0) -> Choice:
-        bounds = {part.key: bound for part in tuning.space if (bound := part.bound(trial.params[part.key]))}
+        space = () if front else tuning.space  # a front spans its space
+        bounds = {part.key: bound for part in space if (bound := part.bound(trial.params[part.key]))}
         return Choice(point.key, dict(trial.params), trial.values[0], len(ended), pruned, failed, bounds, front)
 
     if not ended:

@@ -45,6 +45,8 @@ class MetricsLog(pl.Callback):
         if step % LOG_EVERY == 0 or step == 1:
             rate = trainer.optimizers[0].param_groups[0]["lr"]
             self._write(trainer, step, "train/", {"lr": rate})
+            for logger in trainer.loggers:
+                logger.log_metrics({"lr": rate}, step=step)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking:

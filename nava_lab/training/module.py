@@ -48,7 +48,7 @@ class GenerativeModule(pl.LightningModule):
         loss = self.objective.total(losses, counts)
         if not bool(torch.isfinite(loss)):
             raise FloatingPointError(
-                f"the loss is {float(loss)} at step {self.global_step}; the last checkpoint is whole: lower training.lr"
+                f"the loss is {float(loss.detach())} at step {self.global_step}; the last checkpoint is whole: lower training.lr"
             )
         means = self.objective.means(losses, counts)
         parts = {f"train/loss_{name}": mean.detach() for name, mean in means.items() if name not in counts or counts[name] > 0}
@@ -58,7 +58,9 @@ class GenerativeModule(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, step: int) -> None:
-        losses, counts, _ = self.losses(batch, "validation", replace(self.drawing, text_dropout=0.0))
+        losses, counts, _ = self.losses(
+            batch, "validation", replace(self.drawing, text_dropout=float(self.drawing.text_dropout >= 1))
+        )
         values = {f"validation/loss_{name}": mean for name, mean in self.objective.means(losses, counts).items()}
         values["validation/loss"] = self.objective.total(losses, counts)
         self.log_dict(values, sync_dist=True, batch_size=len(batch))

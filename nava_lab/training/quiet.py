@@ -19,5 +19,6 @@ def quieten() -> None:
         ".*IterableDataset.*",
         ".*Found .* module.* in eval mode.*",
         ".*Trying to infer.*",
+        ".*IProgress not found.*",
     ):
         warnings.filterwarnings("ignore", message=pattern)

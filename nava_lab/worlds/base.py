@@ -9,10 +9,10 @@ Shape letters: b batch, n tokens, c channels, k events (padded), t frames.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -22,6 +22,7 @@ from nava_lab.rng import stable_seed
 from nava_lab.streams import Batch, Interface
 
 SPLITS = ("train", "validation", "test")
+DIFFICULTIES = ("easy", "medium", "hard")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,27 @@ class Events:
         """One clip's onsets in seconds, in order of time."""
         return np.sort(self.seconds[row][self.real[row]].cpu().numpy().astype(np.float64))
 
+    def rows(self, select: Tensor) -> Events:
+        """Some clips of the batch."""
+        return Events(self.seconds[select], self.kind[select], self.amplitude[select], self.real[select])
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Something that happens in a clip, for people to read.
+
+    Attributes:
+        modality: where.
+        what: in a word or two.
+        seconds: when it begins.
+        until: when it ends; None for an onset.
+    """
+
+    modality: str
+    what: str
+    seconds: float
+    until: float | None = None
+
 
 @dataclass(frozen=True)
 class Clip:
@@ -62,6 +84,11 @@ class Clip:
     sample_rate: int
 
 
+def levels(**fields: tuple[Any, Any, Any]) -> dict[str, dict[str, Any]]:
+    """``LEVELS`` from each field's easy, medium and hard value."""
+    return {level: {name: values[i] for name, values in fields.items()} for i, level in enumerate(DIFFICULTIES)}
+
+
 @dataclass(frozen=True)
 class World:
     """Base of all worlds: its fields are knobs, and each knob changes the data.
@@ -70,6 +97,9 @@ class World:
         version: changes whenever the generator's output does.
         metrics: registered metrics that this world's models are scored by.
         SHORTCUTS: further config keys by which a field may be set, such as ``{"clips.path": "path"}``.
+        LEVELS: what ``difficulty=easy|medium|hard`` sets its fields to; every level names the same fields.
+        given: modalities that the suite also tries given clean.
+        paired: whether picture and sound of a true clip belong together beyond what the text says.
     """
 
     name: ClassVar[str] = ""
@@ -77,6 +107,9 @@ class World:
     metrics: ClassVar[tuple[str, ...]] = ()
     headline: ClassVar[str] = ""
     SHORTCUTS: ClassVar[Mapping[str, str]] = {}
+    LEVELS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    given: ClassVar[tuple[str, ...]] = ()
+    paired: ClassVar[bool] = True
 
     def interface(self) -> Interface:
         """Shapes, rates and vocabulary."""
@@ -100,6 +133,22 @@ class World:
     def events(self, streams: Mapping[str, Tensor]) -> dict[str, Events]:
         """Events decoded from token values, per modality; empty for a world that has none."""
         return {}
+
+    def denoiser(self, joint: bool) -> Callable[..., Mapping[str, Tensor]] | None:
+        """The network of least possible loss, whose outputs are velocities; None where nobody knows it.
+
+        Args:
+            joint: whether it may see the other modality.
+        """
+        return None
+
+    def captions(self, split: str, index: Int[Tensor, " b"]) -> list[str]:
+        """What the text says of these clips."""
+        return [""] * len(index)
+
+    def marks(self, split: str, index: Int[Tensor, " b"]) -> list[list[Mark]]:
+        """What happens in these clips, in order of time; nothing for a world that knows of no events."""
+        return [[] for _ in range(len(index))]
 
     def clip(self, streams: Mapping[str, Tensor], row: int) -> Clip | None:
         """One sample of a batch of token values as picture and sound; None for a world that shows nothing."""

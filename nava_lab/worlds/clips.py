@@ -5,7 +5,7 @@
                     [1 ---- 3 s)   ...
     video      16 pictures a window, each cut into patches              one token per patch and picture
     audio      100 frames of log-mel bands a window                     one token per audio_patch frames
-    text       ""                                                       nothing is known of them
+    text       ""                                  or what a caption says of the film, through a frozen encoder
 
 Films, not windows, are dealt to train, validation and test, by a hash of their names: adding one moves no other. Where
 that leaves a split without a film, the films laid end to end are cut by time instead, without overlap: the last windows
@@ -26,6 +26,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from nava_lab.conditioning.text import WordTokenizer
+from nava_lab.conditioning.text_frozen import FrozenEncoder
+from nava_lab.media.captions import read_captions
 from nava_lab.media.codecs import MelCodec, decode_pixels, encode_pixels
 from nava_lab.media.decode import read_clip, read_pictures, read_sound, read_still
 from nava_lab.media.library import Library, Settings, hashed, open_library, share, warn
@@ -55,6 +57,9 @@ class Clips(World):
         stride_s: seconds from one window's start to the next one's.
         validation_share: share of the films held out for validation; 0 holds out none.
         test_share: share of the films held out for the test; 0 holds out none, which serves looking, for a run is scored on them.
+        caption_files: "sidecar" (film.txt beside film.mp4), or a .json or .tsv file of captions; empty for none.
+        encoder: the frozen encoder that reads them: a folder or hub name of T5, UMT5 or another model of ``transformers``.
+        caption_tokens: most tokens of a caption.
     """
 
     path: str = ""
@@ -69,11 +74,18 @@ class Clips(World):
     stride_s: float = 1.0
     validation_share: float = 0.1
     test_share: float = 0.1
+    caption_files: str = ""
+    encoder: str = ""
+    caption_tokens: int = 64
 
     version = "clips-1"
     metrics = ("loss",)
     headline = "loss"
-    SHORTCUTS: ClassVar[Mapping[str, str]] = {"clips.path": "path"}
+    SHORTCUTS: ClassVar[Mapping[str, str]] = {
+        "clips.path": "path",
+        "clips.captions": "caption_files",
+        "clips.encoder": "encoder",
+    }
 
     def __post_init__(self) -> None:
         positive(
@@ -98,6 +110,11 @@ class Clips(World):
                 f"world.validation_share={self.validation_share} and world.test_share={self.test_share} "
                 "must not be negative and leave something for training"
             )
+        if bool(self.caption_files) != bool(self.encoder):
+            raise ValueError(
+                f"clips.captions={self.caption_files or '(none)'} and clips.encoder={self.encoder or '(none)'} go together: "
+                "captions are read by an encoder, such as clips.encoder=google/umt5-small"
+            )
         _ = self.mel  # which refuses rates and bands that do not fit
 
     @cached_property
@@ -116,7 +133,17 @@ class Clips(World):
             "video": ModalitySpec(3 * self.video_patch**2, pictures * grid**2, 1 / self.video_hz, (grid, grid)),
             "audio": ModalitySpec(self.bands * self.audio_patch, sounds // self.audio_patch, self.audio_patch / self.audio_hz),
         }
-        return Interface(specs, WordTokenizer([], 1).spec)
+        return Interface(specs, (self.tokenizer or WordTokenizer([], 1)).spec)
+
+    @cached_property
+    def tokenizer(self) -> FrozenEncoder | None:
+        """What makes captions into text streams; None where there are none."""
+        return FrozenEncoder(self.encoder, self.caption_tokens) if self.caption_files else None
+
+    @cached_property
+    def said(self) -> Mapping[str, str]:
+        """Captions by the films' names."""
+        return read_captions(Path(self.path).expanduser(), self.caption_files, [film.name for film in self.library.films])
 
     # What the folder holds
 
@@ -196,6 +223,12 @@ class Clips(World):
     def prepare(self) -> None:
         """Decode what the cache lacks, name what is skipped, and deal the windows."""
         _ = self.windows
+        if self.tokenizer is not None:
+            self.tokenizer.prepare([self._caption(number) for number in range(len(self.library.films))])
+            without = [film.name for film in self.library.films if not self.said.get(film.name)]
+            if without:
+                of = f"{len(without)} of {len(self.library.films)}"
+                warn(f"{of} films have no caption, {without[0]} first: nothing is said of them")
 
     def count(self, split: str) -> int | None:
         """Windows held out; training draws from its own without end."""
@@ -205,23 +238,38 @@ class Clips(World):
         """The version, and a hash of the usable files' names, sizes and contents."""
         if not self.path:
             return self.version  # no data are chosen yet; prepare() says what to do
-        films = (f"{film.name}|{film.size}|{film.digest}" for film in self.library.films)
+        films = [f"{film.name}|{film.size}|{film.digest}" for film in self.library.films]
+        if self.tokenizer is not None:
+            films += [self.tokenizer.identity, *(f"{name}|{text}" for name, text in sorted(self.said.items()))]
         return f"{self.version}-{hashed(*films)[:16]}"
 
     # Windows as tokens and back
 
     def batch(self, split: str, index: Int[Tensor, " b"]) -> Batch:
         """Windows of these numbers: drawn for training, whose numbers never end; counted round and round elsewhere."""
+        chosen = self._chosen(split, index)
+        parts = [self._read(*window) for window in chosen]
+        video = torch.stack([part[0] for part in parts]).to(index.device)
+        audio = torch.stack([part[1] for part in parts]).to(index.device)
+        text = (self.tokenizer or WordTokenizer([], 1))([self._caption(film) for film, _ in chosen]).to(index.device)
+        return Batch(self.tokens(encode_pixels(video.float() / 255), audio), text, index)
+
+    def _chosen(self, split: str, index: Int[Tensor, " b"]) -> list[Window]:
         seed, windows = self.seed(split, "window"), self.windows[split]
         if not len(windows):
             raise ValueError(f"world=clips has no {split} windows: world.{split}_share is 0")
         numbers = index.cpu()
         chosen = (uniform(seed, numbers, 1)[:, 0] * len(windows)).long() if split == "train" else numbers % len(windows)
-        parts = [self._read(*windows[number].tolist()) for number in chosen.tolist()]
-        video = torch.stack([part[0] for part in parts]).to(index.device)
-        audio = torch.stack([part[1] for part in parts]).to(index.device)
-        text = WordTokenizer([], 1)([""] * len(index)).to(index.device)
-        return Batch(self.tokens(encode_pixels(video.float() / 255), audio), text, index)
+        return [(film, start) for film, start in windows[chosen].tolist()]
+
+    def captions(self, split: str, index: Int[Tensor, " b"]) -> list[str]:
+        """What is said of these windows' films; "" where nothing is."""
+        if not self.caption_files:
+            return super().captions(split, index)
+        return [self._caption(film) for film, _ in self._chosen(split, index)]
+
+    def _caption(self, film: int) -> str:
+        return self.said.get(self.library.films[film].name, "") if self.caption_files else ""
 
     def _read(self, film: int, start: int) -> tuple[UInt8[Tensor, "t h w 3"], Float[Tensor, "n f"]]:
         video = round(start * self.stride_s * self.video_hz)

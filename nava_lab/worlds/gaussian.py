@@ -12,7 +12,7 @@ is the share of that which a model has learnt to take.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,7 +24,7 @@ from nava_lab.conditioning.text import WordTokenizer
 from nava_lab.registry import worlds
 from nava_lab.rng import uniform
 from nava_lab.streams import Batch, Interface, ModalitySpec, Stream, time_positions
-from nava_lab.worlds.base import World, positive, whole
+from nava_lab.worlds.base import World, levels, positive, whole
 
 
 @worlds.register("gaussian")
@@ -49,6 +49,7 @@ class GaussianWorld(World):
     version = "gaussian-1"
     metrics = ("loss", "use")
     headline = "cross_modal_use"
+    LEVELS = levels(rho=(0.99, 0.9, 0.5))
 
     def __post_init__(self) -> None:
         positive(self, "channels", "duration_s", "video_hz", "audio_hz")
@@ -97,21 +98,35 @@ class GaussianWorld(World):
         mix[video_count:, video_count:] = (1 - self.rho**2) ** 0.5 * torch.eye(audio_count, dtype=torch.float64)
         return mix @ mix.T
 
+    def _problem(self, levels: Mapping[str, Tensor], joint: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """S, cov(v, x) and cov(x) of one channel over all tokens; between modalities 0 unless ``joint``."""
+        sigma = self.covariance.to(next(iter(levels.values())).device)
+        t = torch.cat([levels[name].double().unsqueeze(-1).expand(-1, count) for name, count in self.counts.items()], 1)
+        if not joint:
+            sigma = sigma * torch.block_diag(*(torch.ones(count, count) for count in self.counts.values())).to(sigma)
+        a, b = 1 - t, t
+        cross = torch.diag_embed(b) - sigma * a.unsqueeze(-2)
+        seen = a.unsqueeze(-1) * sigma * a.unsqueeze(-2) + torch.diag_embed(b**2)
+        return sigma, cross, seen
+
     def bayes_loss(self, levels: Mapping[str, Float[Tensor, " b"]], joint: bool) -> dict[str, Float[Tensor, " b"]]:
         """The least possible velocity error per element at these levels, per modality.
 
         ``L* = tr[S + I - (B - S A)(A S A + B^2)^-1 (B - S A)^T]`` with A = diag(1 - t), B = diag(t). With ``joint`` false,
         for a model that sees only the modality itself.
         """
-        sigma = self.covariance.to(next(iter(levels.values())).device)
-        counts = list(self.counts.values())
-        t = torch.cat([levels[name].double().unsqueeze(-1).expand(-1, count) for name, count in self.counts.items()], 1)
-        if not joint:
-            blocks = torch.block_diag(*(torch.ones(count, count) for count in counts)).to(sigma)
-            sigma = sigma * blocks
-        a, b = 1 - t, t
-        cross = torch.diag_embed(b) - sigma * a.unsqueeze(-2)
-        seen = a.unsqueeze(-1) * sigma * a.unsqueeze(-2) + torch.diag_embed(b**2)
+        sigma, cross, seen = self._problem(levels, joint)
         explained = (cross * torch.linalg.solve(seen, cross.mT).mT).sum(-1)
         loss = sigma.diagonal() + 1 - explained
-        return {name: part.mean(-1) for name, part in zip(self.counts, loss.split(counts, 1), strict=True)}
+        return {name: part.mean(-1) for name, part in zip(self.counts, loss.split(list(self.counts.values()), 1), strict=True)}
+
+    def denoiser(self, joint: bool) -> Callable[..., Mapping[str, Tensor]]:
+        """E[v | x] = cov(v, x) cov(x)^-1 x, which reaches ``bayes_loss`` on average."""
+
+        def network(streams: Mapping[str, Stream], levels: Mapping[str, Tensor], *rest: object) -> Mapping[str, Tensor]:
+            _, cross, seen = self._problem(levels, joint)
+            x = torch.cat([streams[name].tokens for name in self.counts], 1).double()
+            velocity = cross @ torch.linalg.solve(seen, x)
+            return dict(zip(self.counts, velocity.split(list(self.counts.values()), 1), strict=True))
+
+        return network

@@ -23,6 +23,7 @@ COLOURS = {
     "orange": (1.0, 0.55, 0.15),
     "white": (0.95, 0.95, 0.95),
 }
+TIMBRES = ("drum", "horn", "bell", "flute", "harp", "organ", "reed", "chime")  # words for timbres, low to high
 SAMPLE_RATE = 16_000
 
 
@@ -37,13 +38,17 @@ class Scene:
 
     def __post_init__(self) -> None:
         if not 1 <= self.kinds <= len(COLOURS):
-            raise ValueError(f"world.classes={self.kinds} must lie between 1 and {len(COLOURS)}")
+            raise ValueError(f"a scene has 1 to {len(COLOURS)} kinds, not {self.kinds}")
         if self.bands < self.kinds:
             raise ValueError(f"world.bands={self.bands} cannot tell {self.kinds} timbres apart")
 
     @property
-    def captions(self) -> list[str]:
-        return [f"{colour} disc" for colour in list(COLOURS)[: self.kinds]]
+    def colours(self) -> list[str]:
+        return list(COLOURS)[: self.kinds]
+
+    @property
+    def timbre_names(self) -> list[str]:
+        return list(TIMBRES)[: self.kinds]
 
     def pictures(self, device: torch.device | str = "cpu") -> Float[Tensor, "k h w 3"]:
         """Each object fully lit, on black; a soft disc in its own cell of a square grid."""

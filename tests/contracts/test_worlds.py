@@ -1,12 +1,17 @@
 """What every world must do."""
 
 import dataclasses
+import importlib
+import json
 
-import numpy as np
 import pytest
 import torch
 
+from nava_lab.config import load
+from nava_lab.evaluation.protocol import feed
+from nava_lab.evaluation.suite import exact_scores
 from nava_lab.registry import metrics, worlds
+from nava_lab.worlds.base import DIFFICULTIES
 
 PROCEDURAL = [name for name in worlds if not worlds.get(name).SHORTCUTS]
 
@@ -62,39 +67,129 @@ OTHER = {
     "bands": 8,
     "channels": 4,
     "duration_s": 4.0,
-    "density": 1.0,
+    "density": 0.75,
+    "objects": 2,
+    "rho": 0.5,
+    "p_off": 0.9,
+    "spans": 3,
+    "missing": 0.5,
 }
+
+
+def perturbed(value):
+    """Another value of a knob, for those that OTHER does not name."""
+    if isinstance(value, bool):
+        return not value
+    return value[:-1] if isinstance(value, list) else value * 2
+
+
+def look(world):
+    """Everything that a model is shown."""
+    batch = world.batch("train", torch.arange(16))
+    streams = [*batch.streams.values(), batch.text]
+    shown = [part for stream in streams for part in (stream.tokens, stream.positions, stream.span)]
+    references = batch.text.references if hasattr(batch.text, "references") else None
+    if references is not None:
+        shown += [references.features, references.valid]
+    return shown
+
+
+def same(a, b):
+    return a is b or (a is not None and b is not None and a.shape == b.shape and torch.equal(a, b))
 
 
 @pytest.mark.parametrize("name", PROCEDURAL)
 def test_every_knob_changes_the_data(name):
     base = worlds.get(name)()
-
-    def look(world):
-        batch = world.batch("train", torch.arange(8))
-        return [(stream.tokens.shape, stream.tokens, stream.positions) for stream in batch.streams.values()]
-
     before = look(base)
     for field in dataclasses.fields(base):
-        value = OTHER.get(field.name, getattr(base, field.name) * (0.5 if field.name == "rho" else 2))
+        value = OTHER.get(field.name, perturbed(getattr(base, field.name)))
+        assert value != getattr(base, field.name)
         after = look(dataclasses.replace(base, **{field.name: value}))
-        assert any(a[0] != b[0] or not torch.equal(a[1], b[1]) for a, b in zip(before, after, strict=True)), field.name
+        assert not all(same(a, b) for a, b in zip(before, after, strict=True)), field.name
 
 
 @pytest.mark.parametrize("name", PROCEDURAL)
-def test_ground_truth_scores_one_and_shuffled_pairs_score_chance(name):
+def test_difficulty_sets_fields_and_what_is_set_stays(name):
+    levels = worlds.get(name).LEVELS
+    assert tuple(levels) == DIFFICULTIES
+    made = [worlds.get(name)(**fields) for fields in levels.values()]
+    assert made[1] == worlds.get(name)()
+    assert len({repr(world) for world in made}) == 3
+    axis = next(iter(levels["hard"]))
+    loaded = {level: getattr(load([f"world={name}", f"difficulty={level}"]).world, axis) for level in levels}
+    assert loaded == {level: fields[axis] for level, fields in levels.items()}
+    config = load([f"world={name}", "difficulty=hard", f"world.{axis}={levels['easy'][axis]}"])
+    assert getattr(config.world, axis) == levels["easy"][axis]
+    assert config.resolved["world"][axis] == levels["easy"][axis]
+    assert "difficulty" not in config.resolved
+
+
+@pytest.mark.parametrize("name", PROCEDURAL)
+def test_its_docstring_draws_a_sample_on_a_time_axis(name):
+    drawn = importlib.import_module(worlds.get(name).__module__).__doc__
+    lines = [line.split()[0] for line in drawn.splitlines() if line.startswith("    ") and line.strip()]
+    assert {"time", "video", "audio", "text"} <= set(lines)
+
+
+@pytest.mark.parametrize("name", PROCEDURAL)
+def test_captions_are_what_the_ids_say_in_the_least_padding(name):
     world = worlds.get(name)()
-    if "sync" not in world.metrics:
-        pytest.skip("no events")
-    batch = world.batch("test", torch.arange(192))
-    events = world.events({key: stream.tokens for key, stream in batch.streams.items()})
-    truth, shuffled = (metrics.get("sync")(world) for _ in range(2))
-    truth.update_samples(batch, events)
-    assert truth.compute()["sync_auc"].value > 0.99
-    order = torch.randperm(192, generator=torch.Generator().manual_seed(0))
-    audio = events["audio"]
-    events["audio"] = type(audio)(*(part[order] for part in (audio.seconds, audio.kind, audio.amplitude, audio.real)))
-    shuffled.update_samples(batch, events)
-    found = shuffled.compute()["sync_auc"]
-    assert found.low < 0 < found.high
-    assert np.isclose(found.value, 0, atol=0.06)
+    index = torch.arange(12)
+    text, said = world.batch("test", index).text, world.captions("test", index)
+    tokenizer = getattr(world, "tokenizer", None)
+    if tokenizer is None:
+        assert said == [""] * 12
+        return
+    assert torch.equal(tokenizer(said).tokens, text.tokens)
+    assert torch.equal(text.valid, text.tokens != 0)
+    assert text.tokens.shape[1] == world.interface().text.length
+
+
+@pytest.fixture
+def few_resamples(monkeypatch):
+    monkeypatch.setattr("nava_lab.evaluation.score.RESAMPLES", 300)
+
+
+@pytest.mark.usefixtures("few_resamples")
+@pytest.mark.parametrize("name", PROCEDURAL)
+def test_true_clips_score_what_they_should_and_chance_is_within_its_interval(name):
+    rows = list(exact_scores(worlds.get(name)()))
+    assert rows
+    assert [row for row in rows if not row.holds] == []
+    assert {row.score for row in rows} >= {score for part in worlds.get(name).metrics for score in metrics.get(part).exact}
+
+
+@pytest.mark.usefixtures("few_resamples")
+@pytest.mark.parametrize("name", PROCEDURAL)
+def test_what_is_exact_is_seen_to_be_wrong(name):
+    """Were true clips those at chance, no row would hold, but where that is what the world is for."""
+    for row in exact_scores(worlds.get(name)(), clips=64):
+        assert not dataclasses.replace(row, truth=row.chance, chance=row.truth).holds or not worlds.get(name).paired
+
+
+def test_two_processes_score_what_one_does(tmp_path):
+    """Each scores its half, clip 0 twice as a distributed sampler may; their states are gathered by torchmetrics over gloo."""
+    torch.multiprocessing.start_processes(_half, (tmp_path,), nprocs=2, start_method="fork")
+    both = json.loads((tmp_path / "scores.json").read_text())
+    assert both == {name: _scored(name, range(24)) for name in PROCEDURAL}
+
+
+def _scored(name, indices):
+    world = worlds.get(name)()
+    found = {}
+    for metric in (metrics.get(part)(world) for part in world.metrics if metrics.get(part).needs != "losses"):
+        batch = world.batch("test", torch.tensor(indices))
+        feed([metric], world, batch, {key: stream.tokens for key, stream in batch.streams.items()})
+        found |= {score: repr(value) for score, value in metric.compute().items()}
+    return found
+
+
+def _half(rank, path):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{path}/meet", rank=rank, world_size=2)
+    mine = [*range(0, 24, 2), 0] if rank == 0 else [*range(1, 24, 2), 0]
+    found = {name: _scored(name, mine) for name in PROCEDURAL}
+    if rank == 0:
+        (path / "scores.json").write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()

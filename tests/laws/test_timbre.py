@@ -252,11 +252,18 @@ def test_more_references_than_marked_spans_are_refused():
     case = example_case()
     one = replace(case.text, span=torch.where(case.text.span == 0, 0, -1), references=None)
     heard = case.text.references
-    with pytest.raises(ValueError, match=r"sample 0 has 3 reference timbres and its caption marks 1 spans: leave .* or mark"):
+    with pytest.raises(ValueError, match=r"sample 0 has a reference timbre 1, .* marks span 1 \(marked: 0\): leave .* or mark"):
         with_references(one, heard)
+    hole = replace(case.text, span=torch.tensor([[0, -1, 2], [0, 1, 2]]), references=None)
+    with pytest.raises(ValueError, match=r"sample 0 has a reference timbre 1, .* \(marked: 0, 2\)"):
+        with_references(hole, heard)
+    padded = replace(case.text, valid=torch.tensor([[True, True, True], [True, True, False]]), references=None)
+    if bool((padded.span[1, 2] >= 0) & heard.valid[1, padded.span[1, 2]]):
+        with pytest.raises(ValueError, match="sample 1 has a reference timbre"):
+            with_references(padded, heard)
     fits = References(heard.features, heard.valid & (torch.arange(3) < 1))
     assert with_references(one, fits).references is fits
-    with pytest.raises(ValueError, match="marks 0 spans"):
+    with pytest.raises(ValueError, match="marked: none"):
         with_references(replace(one, span=None), fits)
 
 

@@ -10,6 +10,7 @@ from nava_lab.config import CONFIGS, ConfigError, from_file, load
 from nava_lab.registry import variants, worlds
 from nava_lab.study.build import parts
 from nava_lab.study.identity import run_hash, run_name
+from nava_lab.study.multirun import jobs_of
 
 
 def test_overrides_reach_their_objects():
@@ -137,3 +138,22 @@ def test_clips_has_its_shortcut(tmp_path):
 def test_a_folder_that_is_no_run_is_named(tmp_path):
     with pytest.raises(ConfigError, match="not a run's folder"):
         from_file(Path(tmp_path) / "config.yaml")
+
+
+def test_the_world_called_null_is_a_world_and_not_nothing(tmp_path):
+    config = load(["world=null", "variant=unified"])
+    assert config.world.name == "null"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(dict(config.resolved)))
+    assert from_file(tmp_path / "config.yaml").world == config.world
+    small = ["variant=unified", "budget.parameters=300_000"]
+    names = [job.overrides for job in jobs_of(["world=null,pulse", *small])]
+    assert [load(overrides).world.name for overrides in names] == ["null", "pulse"]
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [("difficulty=hrad", "did you mean 'hard'"), ("dificulty=hard", "difficulty"), ("difficulty=hard world=clips", "no levels")],
+)
+def test_a_difficulty_that_cannot_be_meant(override, said):
+    with pytest.raises(ConfigError, match=said):
+        load(override.split())

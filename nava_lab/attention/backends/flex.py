@@ -8,7 +8,8 @@ Shape letters: b batch, q queries, k keys, h heads, g key-value heads, e channel
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache, reduce
+from functools import cache, partial, reduce
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,13 +25,19 @@ LEAST_HEAD = 16  # channels that the compiled kernel wants of a head
 GRAPHS = 64  # a graph per kind of rule and row; torch gives up after 8 and would fall back to dense attention
 
 
+# Inductor cannot lower a symbolic float (a window's seconds) inside a rule: it is a constant of the graph.
+TRACED = {"specialize_float": True, "recompile_limit": GRAPHS}
+
+
 @cache
-def _compiled() -> Callable[..., Tensor]:
-    torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
-    torch._dynamo.config.specialize_float = (
-        True  # a window's seconds are a constant: inductor cannot lower symbolic ones in a rule
-    )
-    return torch.compile(flex_attention, dynamic=True)  # type: ignore[return-value]
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function, dynamic=True)
+
+
+def traced(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """Call what flex attention offers, compiled, under the settings that its rules need and nothing else sees."""
+    with torch._dynamo.config.patch(TRACED):
+        return _compiled(function)(*arguments, **named)
 
 
 @backends.register("flex")
@@ -49,10 +56,12 @@ class Flex(Backend):
         value: Float[Tensor, "b k g e"],
         visible: Visible | None,
     ) -> Float[Tensor, "b q h e"]:
-        run = _compiled() if query.device.type == "cuda" and not torch.compiler.is_compiling() else flex_attention
+        run: Callable[..., Tensor] = partial(traced, flex_attention) if compiles(query.device) else flex_attention
         channels = query.shape[-1]
-        missing = max(0, LEAST_HEAD - channels)
-        q, k, v = (F.pad(part, (0, missing)).transpose(1, 2) for part in of_one_type((query, key, value)))
+        parts = of_one_type((query, key, value))
+        if channels < LEAST_HEAD:
+            parts = [F.pad(part, (0, LEAST_HEAD - channels)) for part in parts]
+        q, k, v = (part.transpose(1, 2) for part in parts)
         out = run(
             q,
             k,
@@ -79,8 +88,11 @@ def of_one_type(parts: Sequence[Tensor]) -> list[Tensor]:
 
 def block_mask(visible: Visible, device: torch.device) -> object:
     """The rule as flex attention wants it, made once; on a GPU compiled, so that the whole table never lies in memory."""
-    lines, compiled = None if visible.lines == 1 else visible.lines, device.type == "cuda"
-    make = lambda: create_block_mask(  # noqa: E731
-        visible.mask_mod(), lines, None, *visible.shape, device=str(device), _compile=compiled
-    )
-    return visible.once("flex", make)
+    run = partial(traced, create_block_mask) if compiles(device) else create_block_mask
+    lines = None if visible.lines == 1 else visible.lines
+    return visible.once("flex", lambda: run(visible.mask_mod(), lines, None, *visible.shape, device=str(device)))
+
+
+def compiles(device: torch.device) -> bool:
+    """Whether to compile here: on a GPU, unless the whole model is being compiled and this with it."""
+    return device.type == "cuda" and not torch.compiler.is_compiling()

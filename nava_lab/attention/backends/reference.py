@@ -25,16 +25,19 @@ class Reference(Backend):
         value: Float[Tensor, "b k g e"],
         visible: Visible | None,
     ) -> Float[Tensor, "b q h e"]:
-        dtype, groups = query.dtype, query.shape[2] // key.shape[2]
-        query, key, value = query.double(), key.double(), value.double()
-        key, value = key.repeat_interleave(groups, 2), value.repeat_interleave(groups, 2)
-        logits = torch.einsum("bqhe,bkhe->bhqk", query, key) * query.shape[-1] ** -0.5
-        allowed = None if visible is None else visible.dense
-        if allowed is None:
-            weights = logits.softmax(-1)
-        else:
-            allowed = allowed.unsqueeze(1)
-            blind = ~allowed.any(-1, keepdim=True)
-            # A blind row sees everything for a moment, so that its softmax and its gradient exist; then its weights are 0.
-            weights = logits.masked_fill(~allowed & ~blind, float("-inf")).softmax(-1).masked_fill(blind, 0.0)
-        return torch.einsum("bhqk,bkhe->bqhe", weights, value).to(dtype)
+        groups = query.shape[2] // key.shape[2]
+        value = value.double().repeat_interleave(groups, 2)
+        return torch.einsum("bhqk,bkhe->bqhe", weights(query, key, visible), value).to(query.dtype)
+
+
+def weights(query: Float[Tensor, "b q h e"], key: Float[Tensor, "b k g e"], visible: Visible | None) -> Float[Tensor, "b h q k"]:
+    """How much each query attends to each key: rows that sum to 1, or to 0 where a query sees nothing."""
+    key = key.double().repeat_interleave(query.shape[2] // key.shape[2], 2)
+    logits = torch.einsum("bqhe,bkhe->bhqk", query.double(), key) * query.shape[-1] ** -0.5
+    allowed = None if visible is None else visible.dense
+    if allowed is None:
+        return logits.softmax(-1)
+    allowed = allowed.unsqueeze(1)
+    blind = ~allowed.any(-1, keepdim=True)
+    # A blind row sees everything for a moment, so that its softmax and its gradient exist; then its weights are 0.
+    return logits.masked_fill(~allowed & ~blind, float("-inf")).softmax(-1).masked_fill(blind, 0.0)

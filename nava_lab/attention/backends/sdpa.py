@@ -33,7 +33,7 @@ class Sdpa(Backend):
         groups = None if visible is None else visible.groups
         if groups is None:
             return _fused(query, key, value, visible)
-        return _by_sample(query, key, value, groups)
+        return _by_sample(query, key, value, groups, visible.once("places", lambda: _places(groups)))
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor, visible: Visible | None) -> Tensor:
@@ -50,10 +50,16 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, visible: Visible | None) -
     return out
 
 
-def _by_sample(query: Tensor, key: Tensor, value: Tensor, groups: list[Group]) -> Tensor:
-    """Each group of samples of equal lengths as a batch of its own: one gather in, one gather out, no padded work."""
+def _places(groups: list[Group]) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries and keys in the order of the groups, and the way back."""
     rows = torch.cat([group.queries.flatten() for group in groups])
     columns = torch.cat([group.keys.flatten() for group in groups])
+    return rows, columns, torch.empty_like(rows).scatter_(0, rows, torch.arange(len(rows), device=rows.device))
+
+
+def _by_sample(query: Tensor, key: Tensor, value: Tensor, groups: list[Group], places: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Each group of samples of equal lengths as a batch of its own: one gather in, one gather out, no padded work."""
+    rows, columns, back = places
     query = query[0].index_select(0, rows)
     key, value = key[0].index_select(0, columns), value[0].index_select(0, columns)
     asked = query.split([group.queries.numel() for group in groups])
@@ -66,5 +72,4 @@ def _by_sample(query: Tensor, key: Tensor, value: Tensor, groups: list[Group]) -
             continue
         q, k, v = (part.unflatten(0, (samples, -1)) for part in (q, k, v))
         made.append(_fused(q, k, v, group.visible).flatten(0, 1))
-    back = torch.empty_like(rows).scatter_(0, rows, torch.arange(len(rows), device=rows.device))
     return torch.cat(made).index_select(0, back).unsqueeze(0)

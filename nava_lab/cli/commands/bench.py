@@ -4,6 +4,8 @@ from __future__ import annotations
 
 USAGE = """\
   nava bench sampler [KEY=VALUE ...]  overhead of each solver over bare model evaluations  [--json] [--batch-size N]
+  nava bench data [KEY=VALUE ...]     how much faster clips are rendered than the model consumes them
+                                      [--all] [--repeats=N] [--json]
   nava bench attention                time and error of each backend here    [--lengths N,N] [--widths N,N] [--device D] [--json]
 """
 

@@ -54,11 +54,11 @@ def formula(variant, interface, size):
 
 def _conditioning(model, variant, interface, dims, experts):
     """Weights that text and levels pass, once per word or per level."""
-    matrices = lambda module: sum(
-        part.numel()
-        for key, part in module.named_parameters()
-        if key.endswith("weight") and "words" not in key and part.ndim == 2
-    )
+
+    def matrices(module):
+        named = module.named_parameters()
+        return sum(part.numel() for key, part in named if key.endswith("weight") and "words" not in key and part.ndim == 2)
+
     words = interface.text.length
     readers = [model.text.parts[name] for name in model.text.parts] + [model.high[name]["text"] for name in model.high]
     yield from (words * matrices(reader) for reader in readers)

@@ -22,7 +22,9 @@ def events(*kinds):
 
 def test_event_statistics_worked_by_hand():
     metric = metrics.get("events")(worlds.get("pulse")())
-    extra = {"real": torch.tensor([[True, True], [True, False]]), "kind": torch.tensor([2, 3])}
+    true = events([2, 2], [3, -1])
+    parts = {"seconds": true.seconds, "kind": true.kind, "amplitude": true.amplitude, "real": true.real}
+    extra = {f"{name}_{key}": part for name in ("video", "audio") for key, part in parts.items()}
     made = {"video": events([2, 2, 1], [3, -1, -1]), "audio": events([2, -1, -1], [3, 3, -1])}
     metric.update_samples(Batch({}, NO_TEXT, torch.arange(2), extra), made)
     scores = {name: score.value for name, score in metric.compute().items()}
@@ -32,6 +34,17 @@ def test_event_statistics_worked_by_hand():
     assert scores["class_accuracy"] == pytest.approx(6 / 7)
     # Made: kinds 1, 2, 3 as 1, 3, 3 of 7. True: kind 2 twice, kind 3 once.
     assert scores["class_drift"] == pytest.approx(0.5 * (1 / 7 + abs(3 / 7 - 2 / 3) + abs(3 / 7 - 1 / 3)))
+
+
+def test_kinds_that_the_text_names_are_right_though_the_clip_has_them_not():
+    metric = metrics.get("events")(worlds.get("bind")())
+    true = events([0, 0])
+    parts = {"seconds": true.seconds, "kind": true.kind, "amplitude": true.amplitude, "real": true.real}
+    extra = {f"{name}_{key}": part for name in ("video", "audio") for key, part in parts.items()}
+    told = {"video_told": torch.tensor([[True, True]]), "audio_told": torch.tensor([[True, False]])}
+    made = {"video": events([1, 0]), "audio": events([1, 0])}
+    metric.update_samples(Batch({}, NO_TEXT, torch.arange(1), extra | told), made)
+    assert metric.compute()["class_accuracy"].value == pytest.approx(3 / 4)
 
 
 def losses_of(metric, index, video, audio):
@@ -89,3 +102,13 @@ def test_an_interval_leaves_out_resamples_that_say_nothing():
     score = over_clips(lambda weights: weighted_median(values, weights[:, owners]), 6)  # four clips without a match
     assert score.value == 20
     assert (score.low, score.high) == (10, 30)
+
+
+@pytest.mark.parametrize("name", metrics.names())
+def test_what_a_metric_wants_shown_has_a_meaning(name):
+    """What leads a table is a score that the metric's docstring explains."""
+    cls = metrics.get(name)
+    assert all(score.split("@")[0] in cls.__doc__ for score in cls.shown)
+    assert metrics.get("sync").direction("f1@80ms") is True
+    assert metrics.get("sync").direction("bias_ms") is None
+    assert metrics.get("loss").direction("loss_video") is False

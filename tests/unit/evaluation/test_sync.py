@@ -29,7 +29,10 @@ def scored(video, audio, index=None):
 
 def test_a_case_worked_by_hand():
     # Clip 0: pairs (0.50, 0.51) lag +10 ms and (1.00, 0.90) lag -100 ms; 1.6 has nobody. Clip 1: (0.3, 0.33), +30 ms.
-    scores = scored([(0.5, 1.0), (0.3,)], [(0.51, 0.9, 1.6), (0.33,)]).compute()
+    metric = scored([(0.5, 1.0), (0.3,)], [(0.51, 0.9, 1.6), (0.33,)])
+    scores = metric.compute()
+    assert metric.per_clip()["lag_ms"] == pytest.approx([10, -100, 30])
+    assert metric.per_clip()["lag_clip"].tolist() == [0, 0, 1]
     assert scores["f1@20ms"].value == pytest.approx(2 * 1 / 7)
     assert scores["f1@40ms"].value == pytest.approx(2 * 2 / 7)
     assert scores["f1@160ms"].value == pytest.approx(2 * 3 / 7)

@@ -1,73 +1,264 @@
 """What a comparison says of records, without any training."""
 
 import json
-from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
 from nava_lab.report.compare import compare
-from nava_lab.report.page import write_page
-from nava_lab.report.table import shown_columns
+from nava_lab.report.frame import contrasts_frame, load_logs, load_runs, runs_frame, write_frames
+from nava_lab.report.table import lead_columns, print_comparison, shown_columns
+from nava_lab.study.record import BadRecord
+from tests.unit.report.made import FIELDS, make_run, make_runs, make_study
 
 
-def run(root: Path, variant: str, seed: int, value: float, truth: float = 1.0, **settings: object) -> Path:
-    folder = root / f"{variant}-{seed}-{len(list(root.iterdir()))}"
-    folder.mkdir()
-    config = {
-        "variant": {"name": variant, "clock": {"hz": 12.5}, **settings},
-        "world": {"name": "pulse"},
-        "training": {"steps": 10, "batch_size": 4},
-        "flow": {},
-        "attention": {},
-        "trainer": {},
-        "seed": seed,
-    }
+@pytest.fixture(scope="module")
+def families(tmp_path_factory):
+    root = tmp_path_factory.mktemp("families")
+    make_runs(root, {"dual_tower": 0.80, "unified": 0.70, "align_then_fuse": 0.70}, noise=0.01)
+    return root
 
-    def score(number: float) -> dict[str, float]:
-        return {"value": number, "low": number - 0.1, "high": number + 0.1, "n": 8}
 
-    record = {
-        "schema": 1,
-        "name": folder.name,
-        "variant": variant,
-        "world": "pulse",
-        "seed": seed,
-        "identity": {"data": "1", "code": "2", "variant_code": "3"},
-        "budget": {"kind": "parameters", "requested": 1000, "realised": 1001},
-        "parameters": {"total": 1001, "active_per_token": 500.0, "groups": {}},
-        "flops_per_sample": 10,
-        "samples_seen": 40,
-        "wall_time_s": 1.0,
-        "evaluation": {"clips": 8},
-        "headline": "sync_auc",
-        "higher_is_better": True,
-        "scores": {"sync_auc": score(value), "a_newcomers_score": score(0.5)},
-        "truth": {"sync_auc": score(truth)},
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    (folder / "record.json").write_text(json.dumps(record))
-    return folder
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return make_study(tmp_path_factory.mktemp("study"), failed={("align_fraction=0.5 [flops]", 3)})
 
 
 def test_settings_of_one_variant_are_told_apart(tmp_path):
-    found = compare([run(tmp_path, "b", 0, 0.5, align=0.25), run(tmp_path, "b", 0, 0.6, align=0.5), run(tmp_path, "a", 0, 0.1)])
-    assert [part.label for part in found.runs] == ["b (align 0.5)", "b (align 0.25)", "a"]
+    deep, shallow = ("variant=unified", "variant.depth=8"), ("variant=unified", "variant.depth=4")
+    runs = [make_run(tmp_path, 0, 0.5, deep), make_run(tmp_path, 0, 0.6, shallow), make_run(tmp_path, 0, 0.1)]
+    found = compare(runs)
+    assert [part.label for part in found.runs] == ["unified (depth 4)", "unified (depth 8)", "align_then_fuse"]
     assert found.verdict.startswith("Exploratory: 1 seed per variant")
+    assert "over clips" in found.verdict
 
 
-def test_seeds_are_put_together_and_the_best_mean_comes_first(tmp_path):
-    values = {"a": (0.2, 0.4), "b": (0.1, 0.9)}
-    found = compare([run(tmp_path, name, seed, value) for name, pair in values.items() for seed, value in enumerate(pair)])
-    assert [(row.label, row.seeds) for row in found.over_seeds()] == [("b", 2), ("a", 2)]
-    assert [row.mean for row in found.over_seeds()] == pytest.approx([0.5, 0.3])
-    page = write_page(found, tmp_path / "page").read_text()
-    assert "Over seeds" in page
-    assert "true clips, decoded" in page
-    assert "a_newcomers_score" in shown_columns(found)
+def test_eight_seeds_give_a_verdict_with_its_uncertainty(families):
+    found = compare([families])
+    assert found.status == "verdict"
+    assert found.summary == "dual_tower is ahead of every other in sync_auc."
+    assert [row.label for row in found.over_seeds()] == ["dual_tower", "unified", "align_then_fuse"]
+    assert [part.outcome for part in found.contrasts[:2]] == ["ahead", "ahead"]
+    assert found.contrasts[2].outcome in ("equal", "no worse", "no better", "open")
+    first = found.contrasts[0]
+    assert first.p == pytest.approx(3 * 2 / 2**8)
+    assert "8 paired seeds, sign-flip p = 0.023 after Holm over 3 contrasts" in found.sentences[0]
+    low, high = first.found.interval.low, first.found.interval.high
+    assert 0 < low < 0.1 < high + 0.02
+    assert "No contrast was declared beforehand, so all 3 pairs count." in found.findings
+
+
+def test_seven_seeds_give_none(tmp_path):
+    make_runs(tmp_path, {"dual_tower": 0.9, "unified": 0.1}, seeds=7)
+    found = compare([tmp_path])
+    assert found.status == "exploratory"
+    assert found.summary == "Exploratory: 7 seeds per variant, and a verdict needs 8."
+    assert {part.outcome for part in found.contrasts} == {"exploratory"}
+
+
+def test_many_pairs_over_few_seeds_are_said_to_be_hopeless(tmp_path):
+    for depth in (2, 4, 6, 8, 10):
+        for seed in range(8):
+            make_run(tmp_path, seed, 0.5 + depth / 30 + seed / 100, ("variant=unified", f"variant.depth={depth}"))
+    found = compare([tmp_path])
+    assert found.summary == "None of 10 contrasts in sync_auc is decided."
+    assert any("after Holm no p can fall below 0.08. Declare fewer, or run 9 seeds" in line for line in found.findings)
+
+
+def test_unequal_runs_are_not_ranked_and_the_reason_is_given(tmp_path):
+    runs = [make_run(tmp_path, seed, 0.5, ("variant=unified",)) for seed in range(8)]
+    runs += [make_run(tmp_path, seed, 0.9, ("variant=dual_tower", "training.steps=500")) for seed in range(8)]
+    found = compare(runs)
+    assert found.status == "not ranked"
+    assert found.verdict.startswith("Not ranked: training differs (steps: 400, 500); training length (samples) differs")
+    assert found.contrasts == []
+    assert [row.label for row in found.over_seeds()] == ["unified", "dual_tower"]  # the order in which they were named
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"evaluation": {"clips": 64, "evaluations": 25, "solver": "heun", "guidance": "off"}}, "scoring differs"),
+        (
+            {"evaluation": {"clips": 64, "evaluations": 49, "solver": "heun", "guidance": {"text": 2.0}, "split": "test"}},
+            "guidance",
+        ),
+        ({"budget": {"kind": "parameters", "requested": 2_000_000, "realised": 2e6}}, "budget differs"),
+        ({"samples_seen": 1}, "training length (samples) differs"),
+        ({"identity": {"data": "pulse-2", "code": "c0de", "variant_code": "beef"}}, "data version differs"),
+        ({"identity": {"data": "pulse-1", "code": "other", "variant_code": "beef"}}, "code differs"),
+    ],
+)
+def test_each_inequality_is_seen(tmp_path, changes, said):
+    found = compare([make_run(tmp_path, 0, 0.5, ("variant=unified",)), make_run(tmp_path, 0, 0.5, **changes)])
+    assert found.status == "not ranked"
+    assert said in found.summary
 
 
 def test_one_seed_is_no_mean_and_unequal_truths_are_not_shown(tmp_path):
-    found = compare([run(tmp_path, "a", 0, 0.2), run(tmp_path, "b", 0, 0.3, truth=0.9)])
-    assert found.over_seeds() == []
+    found = compare([make_run(tmp_path, 0, 0.2), make_run(tmp_path, 0, 0.3, ("variant=unified",), truth=0.9)])
+    assert all(row.seeds == 1 and row.interval.low != row.interval.low for row in found.over_seeds())
     assert found.truth() == {}
+
+
+def test_runs_that_are_there_twice_are_refused(tmp_path):
+    make_run(tmp_path, 0, 0.2, folder="a")
+    make_run(tmp_path, 0, 0.4, folder="b")
+    make_run(tmp_path, 0, 0.4, ("variant=unified",))
+    assert "seed 0 of align_then_fuse is there twice (a, b)" in compare([tmp_path]).summary
+
+
+def test_unfinished_runs_of_a_folder_are_counted_and_named_ones_refused(tmp_path):
+    make_run(tmp_path, 0, 0.2)
+    broken = make_run(tmp_path, 1, 0.2)
+    (broken / "record.json").unlink()
+    aside = make_run(tmp_path, 2, 0.2, folder="old.code-123")
+    found = compare([tmp_path])
+    assert [run.seed for run in found.runs] == [0]
+    assert found.left_out == [f"{broken.name}: not finished", f"{aside.name}: made by other code and put aside"]
+    with pytest.raises(BadRecord, match="the run is not finished"):
+        compare([broken])
+    (broken / "nothing").mkdir()
+    with pytest.raises(BadRecord, match="neither a run's folder nor a folder of runs"):
+        compare([tmp_path / broken.name / "nothing"])
+
+
+def test_metrics_say_what_leads_a_table(families, tmp_path):
+    found = compare([families])
+    assert lead_columns(found) == ["f1@80ms", "sync_error_ms", "event_rate_video", "loss"]
+    assert shown_columns(found)[-1] == "a_newcomers_score"
+    assert [found.direction(name) for name in ("sync_auc", "loss", "event_rate_video")] == [True, False, None]
+    old = make_run(tmp_path, 0, 0.5, shown=[], directions={})  # a record from before metrics said so
+    assert lead_columns(compare([old])) == ["a_newcomers_score", "event_rate_video", "f1@80ms", "loss", "sync_error_ms"]
+
+
+# Studies
+
+
+def test_a_study_is_judged_by_its_declared_contrasts_under_each_budget(study):
+    found = compare([study])
+    assert found.question == "How much of the depth should align?"
+    assert found.declared
+    assert [family.name for family in found.families] == ["parameters", "flops"]
+    assert len(found.contrasts) == 8
+    outcomes = {(part.family, part.found.first): part.outcome for part in found.contrasts}
+    assert outcomes["parameters", "align_fraction=0.5"] == "ahead"
+    assert outcomes["flops", "align_fraction=0.5"] == "exploratory"  # its seed 3 failed, so seven are left
+    assert found.summary.startswith(
+        "align_fraction=0.25, 0.5, 0.75 and 1 are ahead of align_fraction=0 in sync_auc at equal parameters"
+    )
+    assert any("agrees at equal parameters and flops" in line and "these claims hold" in line for line in found.findings)
+    assert found.planned == 80
+    assert found.left_out == ["align_fraction=0.5 [flops], seed 3: failed (the loss is nan)"]
+    assert "79 of 80 confirmation runs are finished (1 failed)." in found.doubts
+
+
+def test_tuned_and_varied_settings_do_not_keep_a_study_from_ranking_but_data_does(tmp_path):
+    found = compare([make_study(tmp_path / "a")])  # learning rates differ by point
+    assert found.differences == []
+    fields = FIELDS | {
+        "fixed": {"world": "pulse", "variant": "unified"},
+        "vary": {"training.steps": [100, 200]},
+        "contrasts": {"against": {"training.steps": 100}},
+        "budgets": {"parameters": {"budget.parameters": 1_000_000}},
+        "tuning": None,
+    }
+    unequal = compare([make_study(tmp_path / "b", fields, lambda point, seed: 0.5)])
+    assert unequal.status == "not ranked"
+    assert "training differs (steps: 100, 200)" in unequal.summary
+    assert {part.outcome for part in unequal.contrasts} == {"refused"}
+
+
+def test_unequal_tuning_is_refused(tmp_path):
+    found = compare([make_study(tmp_path, trials={"align_fraction=1 [parameters]": 2})])
+    assert found.status == "not ranked"
+    assert "tuning differs in trials" in found.summary
+
+
+def test_signs_that_differ_between_budgets_hold_no_claim(tmp_path):
+    def value(point, seed):
+        high = float(point.levels["variant.align_fraction"]) > 0
+        return 0.6 + (0.1 if high else 0.0) * (1 if point.budget == "parameters" else -1)
+
+    found = compare([make_study(tmp_path, value=value)])
+    assert any("differs between equal parameters and flops" in line and "no claim holds" in line for line in found.findings)
+
+
+def test_sizes_give_a_law_with_the_largest_held_out(tmp_path):
+    sizes = [100_000, 300_000, 1_000_000, 3_000_000, 10_000_000]
+    fields = {
+        "fixed": {"world": "pulse", "variant": "unified"},
+        "vary": {"budget.parameters": sizes},
+        "seeds": 8,
+        "metric": "sync_auc",
+        "scaling": {"axis": "budget.parameters"},
+    }
+    folder = make_study(tmp_path, fields, lambda point, seed: 0.5, question="How does loss fall with size?")
+    for run, (size, seed) in zip(
+        sorted(tmp_path.glob("run-*"), key=lambda path: int(path.name[4:])),
+        [(s, n) for s in sizes for n in range(8)],
+        strict=True,
+    ):
+        made = json.loads((run / "record.json").read_text())
+        loss = (0.05 + 2 * size**-0.3) * (1 + 0.001 * ((seed * 37 + size // 1000 * 11) % 7 - 3))
+        made["parameters"]["total"] = size
+        made["scores"]["loss"] = {"value": loss, "low": loss, "high": loss, "n": 8}
+        (run / "record.json").write_text(json.dumps(made))
+    found = compare([folder])
+    (law,) = found.laws.values()
+    assert law.held_out == 1e7
+    assert law.law.b == pytest.approx(0.3, abs=0.03)
+    assert abs(law.error.mean) < 0.01
+    assert any("At the held-out 1e+07 it foretells" in line for line in found.findings)
+
+
+# Data frames
+
+
+def test_frames_hold_everything_and_survive_their_files(families, tmp_path):
+    found = compare([families])
+    files = write_frames(found, tmp_path)
+    assert {path.name for path in files} == {"runs.csv", "runs.parquet", "contrasts.csv", "contrasts.parquet"}
+    frame = runs_frame(found.runs)
+    assert len(frame) == 24
+    assert {"sync_auc", "sync_auc.low", "label", "seed", "variant.depth", "training.lr", "flops_per_sample"} <= set(frame)
+    for read in (pd.read_csv(tmp_path / "runs.csv"), pd.read_parquet(tmp_path / "runs.parquet")):
+        assert read["sync_auc"].tolist() == pytest.approx(frame["sync_auc"].tolist())
+        assert read["label"].tolist() == frame["label"].tolist()
+    contrasts = contrasts_frame(found)
+    assert contrasts["outcome"].tolist() == [part.outcome for part in found.contrasts]
+    assert pd.read_parquet(tmp_path / "contrasts.parquet")["p_holm"].tolist() == contrasts["p_holm"].tolist()
+
+
+def test_the_api_reads_folders_and_studies(families, study):
+    import nava_lab
+
+    frame = nava_lab.load_runs(families)
+    assert frame.groupby("variant")["sync_auc"].count().tolist() == [8, 8, 8]
+    assert load_runs(study).shape[0] == 79
+    assert load_runs(study).attrs["left_out"]
+    logs = load_logs(families)
+    assert {"step", "clips_seen", "validation/loss", "label", "seed"} <= set(logs)
+    assert len(logs) == 240
+    with pytest.raises(AttributeError, match="no attribute 'load_rums'"):
+        _ = nava_lab.load_rums
+
+
+def test_mixed_columns_become_text(tmp_path):
+    one, other = make_run(tmp_path, 0, 0.5), make_run(tmp_path, 1, 0.5)
+    config = yaml.safe_load((other / "config.yaml").read_text())
+    config["trainer"]["devices"] = "auto"
+    (other / "config.yaml").write_text(yaml.safe_dump(config))
+    write_frames(compare([one, other]), tmp_path)
+    assert pd.read_parquet(tmp_path / "runs.parquet")["trainer.devices"].tolist() == ["1", "auto"]
+
+
+def test_the_terminal_names_what_it_hides(families, study, capsys):
+    for folder in (families, study):
+        print_comparison(compare([folder]))
+    printed = capsys.readouterr().out
+    assert "true clips, decoded" in printed
+    assert "in a wider terminal, and on the page" in printed
+    assert "dual_tower is ahead of every other" in printed
+    assert "align_fraction=0.5 [flops], seed 3: failed" in " ".join(printed.split())

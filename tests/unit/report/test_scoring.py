@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nava_lab.report.compare import Run, _differences
+from nava_lab.report.runs import Run, differences
 
 EVALUATION = {"solver": "heun", "evaluations": 49, "guidance": "off"}
 
@@ -31,7 +31,7 @@ def run(evaluation):
     ],
 )
 def test_another_way_of_sampling_is_seen(change, said):
-    (line,) = _differences([run(EVALUATION), run({**EVALUATION, **change})])
+    (line,) = differences([run(EVALUATION), run({**EVALUATION, **change})])
     assert line.startswith("scoring differs")
     assert said in line
-    assert _differences([run(EVALUATION), run(dict(EVALUATION))]) == []
+    assert differences([run(EVALUATION), run(dict(EVALUATION))]) == []

@@ -109,7 +109,7 @@ def test_what_is_given_on_the_command_line_is_checked_too(file, edition, overrid
 
 def test_optional_levels_that_are_not_here_are_left_out_and_said(file):
     file.write_text(GOOD.replace("[0, 0.5, 1]}", "[0, 1], variant: [unified, yet_to_come]}\noptional: [variant]"))
-    study = read_study(file, present={"variant": ["unified"]})
+    study = read_study(file, here=lambda settings: settings["variant"] == "unified")
     assert study.left_out == ("variant=yet_to_come",)
     assert {point.levels["variant"] for point in study.points} == {"unified"}
     assert len(read_study(file).points) == 8  # where nothing is said of what there is

@@ -1,0 +1,188 @@
+"""From scores by seed to what may be concluded, in words with their uncertainty."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+from nava_lab.study.statistics import ALPHA, SEEDS_FOR_A_VERDICT, Paired, Tost, holm, least_p, paired, tost
+
+MARGIN_MS, MARGIN_POINTS = 5.0, 0.02  # what "no worse" allows where nothing else is declared
+
+
+def margin_of(score: str, higher_is_better: bool, declared: Mapping[str, float] | None = None) -> float | None:
+    """How much worse is still "no worse": as declared, else 5 ms of a time and 2 points of a share; None for other units."""
+    if declared and score in declared:
+        return declared[score]
+    return MARGIN_MS if score.endswith("_ms") else MARGIN_POINTS if higher_is_better else None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A contrast between two labels of a family, and what may be said of it.
+
+    Attributes:
+        found: first minus second by seed.
+        higher_is_better: the score's direction.
+        unequal: why the two may not be compared; empty if they may.
+        p: of the sign-flip test, after Holm over the contrasts it stands among.
+        margin: of "no worse"; None where the score has none.
+        within: the TOST against it, after Holm; positive differences are gains.
+        family: the budget it is under.
+    """
+
+    found: Paired
+    higher_is_better: bool
+    unequal: Sequence[str] = ()
+    p: float = 1.0
+    margin: float | None = None
+    within: Tost | None = None
+    family: str = ""
+
+    @property
+    def gain(self) -> float:
+        """Mean difference in the better direction."""
+        return self.found.interval.mean if self.higher_is_better else -self.found.interval.mean
+
+    @property
+    def outcome(self) -> str:
+        """refused, exploratory, ahead, behind, equal, no worse, no better or open."""
+        if self.unequal or not self.found.n:
+            return "refused"
+        if not self.found.enough:
+            return "exploratory"
+        if self.p <= ALPHA:
+            return "ahead" if self.gain > 0 else "behind"
+        if self.within is None:
+            return "open"
+        within = (self.within.lower <= ALPHA, self.within.upper <= ALPHA)
+        return {(True, True): "equal", (True, False): "no worse", (False, True): "no better"}.get(within, "open")
+
+    def claim(self, score: str) -> str:
+        """The outcome without its numbers."""
+        first, second = self.found.first, self.found.second
+        margin = "" if self.margin is None else f"{self.margin:g}{' ms' if score.endswith('_ms') else ''}"
+        said = {
+            "refused": f"{first} and {second} are not compared",
+            "exploratory": f"{first} minus {second} in {score}, exploratory",
+            "ahead": f"{first} is ahead of {second} in {score}",
+            "behind": f"{first} is behind {second} in {score}",
+            "equal": f"{first} and {second} are equal in {score} within {margin}",
+            "no worse": f"{first} is no worse than {second} in {score}, margin {margin}",
+            "no better": f"{second} is no worse than {first} in {score}, margin {margin}",
+            "open": f"{first} and {second} cannot be told apart in {score}",
+        }[self.outcome]
+        return said + (f" at equal {self.family}" if self.family else "")
+
+    def evidence(self, score: str, among: int) -> str:
+        """The numbers behind the outcome; ``among`` so many contrasts that Holm's correction minds."""
+        n = self.found.n
+        if self.outcome == "refused":
+            return "; ".join(self.unequal) or "they share no finished seed"
+        digits = 1 if score.endswith("_ms") else 3
+        size = "{} [{}, {}]".format(*(signed(value, digits) for value in self.found.interval))
+        if self.outcome == "exploratory":
+            return f"{size} over {n} seed{'s' if n > 1 else ''}"
+        test = f"{n} paired seeds, sign-flip {p_value(self.p)}" + (f" after Holm over {among} contrasts" if among > 1 else "")
+        bound = {"equal": "p", "no worse": "lower", "no better": "upper"}.get(self.outcome)
+        return f"{size} ({test}{f'; TOST {p_value(getattr(self.within, bound))}' if bound else ''})"
+
+    def sentence(self, score: str, among: int) -> str:
+        """The outcome with its uncertainty."""
+        return f"{self.claim(score)}: {self.evidence(score, among)}."
+
+
+def signed(value: float, digits: int) -> str:
+    return "-" if value != value else f"{value:+.{digits}f}".replace("-", "−")
+
+
+def p_value(p: float) -> str:
+    return f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
+
+
+Pair = tuple[str, str]
+
+
+def judge(
+    scores: Mapping[str, Mapping[int, float]],
+    pairs: Sequence[Pair],
+    higher_is_better: bool,
+    margin: float | None,
+    unequal: Mapping[Pair, Sequence[str]] | None = None,
+    family: str = "",
+) -> list[Judged]:
+    """Contrasts between labels, not yet corrected for how many there are."""
+    found = []
+    for first, second in pairs:
+        difference = paired(first, second, scores.get(first, {}), scores.get(second, {}))
+        within = None
+        if margin is not None and difference.n > 1:
+            sign = 1 if higher_is_better else -1
+            within = Tost(*map(float, tost([sign * part for part in difference.differences], margin)))
+        refused = tuple((unequal or {}).get((first, second), ()))
+        found.append(Judged(difference, higher_is_better, refused, difference.p, margin, within, family))
+    return found
+
+
+def corrected(contrasts: Sequence[Judged]) -> list[Judged]:
+    """A family's contrasts with Holm's correction over those that are tested at all.
+
+    A family is one budget. A second budget is a condition on a claim, not a second chance, so it needs no correction.
+    """
+    tested = [part for part in contrasts if not part.unequal and part.found.n > 1]
+    flips = iter(holm([part.p for part in tested]))
+    bounds = [part.within for part in tested if part.within is not None]
+    lower, upper = iter(holm([part.lower for part in bounds])), iter(holm([part.upper for part in bounds]))
+    made = []
+    for part in contrasts:
+        if part.unequal or part.found.n <= 1:
+            made.append(part)
+            continue
+        within = None
+        if part.within is not None:
+            low, high = next(lower), next(upper)
+            within = Tost(low, high, max(low, high))
+        made.append(replace(part, p=next(flips), within=within))
+    return made
+
+
+def all_pairs(labels: Sequence[str]) -> list[Pair]:
+    return list(combinations(labels, 2))
+
+
+def hopeless(contrasts: Sequence[Judged]) -> str:
+    """A sentence where a family holds so many contrasts over so few seeds that none can come out decided."""
+    tested = [part for part in contrasts if part.found.enough and not part.unequal]
+    if not tested:
+        return ""
+    least = least_p(max(part.found.n for part in tested)) * len(tested)
+    if least <= ALPHA:
+        return ""
+    seeds = next(n for n in range(SEEDS_FOR_A_VERDICT, 64) if least_p(n) * len(tested) <= ALPHA)
+    return (
+        f"{len(tested)} contrasts over so few seeds leave none of them a chance: after Holm no p can fall below {least:.2f}. "
+        f"Declare fewer, or run {seeds} seeds."
+    )
+
+
+def across_budgets(contrasts: Sequence[Judged]) -> list[str]:
+    """Whether claims hold at equal parameters and at equal FLOPs alike, those with one side and one answer together."""
+    pairs: dict[Pair, list[Judged]] = {}
+    for part in contrasts:
+        if part.outcome not in ("refused", "exploratory"):
+            pairs.setdefault((part.found.first, part.found.second), []).append(part)
+    answers: dict[tuple[str, str, bool], list[str]] = {}
+    for (first, second), parts in pairs.items():
+        if len(parts) > 1 and any(part.outcome in ("ahead", "behind") for part in parts):
+            budgets = " and ".join(part.family for part in parts)
+            answers.setdefault((second, budgets, len({part.gain > 0 for part in parts}) == 1), []).append(first)
+    lines = []
+    for (second, budgets, agree), firsts in answers.items():
+        listed = ", ".join(firsts)
+        if agree:
+            claims = "this claim holds" if len(firsts) == 1 else "these claims hold"
+            lines.append(f"The sign against {second} agrees at equal {budgets} for {listed}: {claims}.")
+        else:
+            lines.append(f"The sign against {second} differs between equal {budgets} for {listed}: no claim holds under both.")
+    return lines

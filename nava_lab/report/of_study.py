@@ -1,0 +1,156 @@
+"""A study as a comparison: its declared contrasts, budgets, failures and tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nava_lab.report.compare import Comparison, Family, concluded, ranked
+from nava_lab.report.judge import Judged, all_pairs, corrected, judge, margin_of
+from nava_lab.report.runs import Run, by_label, differences, load_run, scores_by_seed
+from nava_lab.study import record
+from nava_lab.study.results import CONFIRMATION, TUNING, StudyResult, load_study
+from nava_lab.study.statistics import Scaling, Tuned, main_effects, scaling, tuning_doubts, unequal_tuning
+
+
+def compare_study(folder: Path) -> Comparison:
+    """A study's confirmation runs, judged by what the study declared."""
+    result = load_study(folder)
+    study = result.study
+    runs, left_out = _confirmed(result)
+    if not runs:
+        raise record.BadRecord(f"{folder} has no finished confirmation run yet; `nava study` continues it")
+    varied = _varied(result)
+    families, contrasts = [], []
+    for budget in study.budgets or ("",):
+        own = [run for run in runs if run.family == budget]
+        if own:
+            families.append(Family(budget, own, differences(own, varied)))
+            contrasts.append(_judged(result, families[-1], varied))
+    families = [
+        ranked(replace(family, contrasts=corrected(group)), study.metric, result.higher_is_better)
+        for family, group in zip(families, contrasts, strict=True)
+    ]
+    tuned = _tuned(result)
+    unfair = unequal_tuning(tuned, study.seeds)
+    if unfair:
+        families = [replace(family, differences=[*family.differences, *unfair], contrasts=()) for family in families]
+    made = Comparison(
+        [run for family in families for run in family.runs],
+        study.metric,
+        result.higher_is_better,
+        families,
+        declared=bool(study.contrasts),
+        question=study.question,
+        doubts=_doubts(result, tuned),
+        left_out=left_out,
+        planned=sum(run.phase == CONFIRMATION for run in result.runs),
+        laws=_laws(result, runs),
+        law_axes=(study.scaling.size, study.scaling.metric) if study.scaling else ("parameters", "loss"),
+        axes={point.label: point.levels for point in result.points},
+        extra=_extra(result),
+    )
+    return concluded(made)
+
+
+def _confirmed(result: StudyResult) -> tuple[list[Run], list[str]]:
+    """The finished confirmation runs, labelled by their points, and what is missing."""
+    runs, left_out = [], []
+    for planned in result.runs:
+        if planned.phase != CONFIRMATION:
+            continue
+        point = result.point(planned.point)
+        name = f"{planned.point}, seed {planned.seed}"
+        if planned.state != "finished" or planned.folder is None:
+            left_out.append(f"{name}: {planned.state}" + (f" ({planned.error})" if planned.error else ""))
+            continue
+        try:
+            runs.append(replace(load_run(planned.folder), label=point.label, family=planned.budget))
+        except (record.BadRecord, OSError) as error:
+            left_out.append(f"{name}: {error}")
+    return runs, left_out
+
+
+def _varied(result: StudyResult) -> set[str]:
+    """The keys that points differ in or that are tuned."""
+    study = result.study
+    keys = {key for point in study.points for key in point.settings}
+    tuned = {part.key for part in study.tuning.space} if study.tuning else set()
+    return {key for key in keys if len({repr(point.settings.get(key)) for point in study.points}) > 1} | tuned
+
+
+def _judged(result: StudyResult, family: Family, varied: set[str]) -> list[Judged]:
+    """The declared contrasts of a family, or all pairs where the study declares none; not yet corrected."""
+    study, groups = result.study, by_label(family.runs)
+    pairs = [(part.first, part.second) for part in study.contrasts if part.budget == family.name]
+    if not study.contrasts:
+        pairs = [] if family.differences else all_pairs(list(groups))
+    unequal = {pair: differences([run for label in pair for run in groups.get(label, {}).values()], varied) for pair in pairs}
+    scores = {label: scores_by_seed(group.values(), study.metric) for label, group in groups.items()}
+    margin = margin_of(study.metric, result.higher_is_better, study.margins)
+    return judge(scores, pairs, result.higher_is_better, margin, unequal, family.name)
+
+
+def _tuned(result: StudyResult) -> dict[str, Tuned]:
+    tuning = result.study.tuning
+    if tuning is None or tuning.two_objectives:
+        return {}
+    space = {part.key: part.values or (part.low, part.high) for part in tuning.space}
+    return {
+        key: Tuned(choice.trials + choice.pruned + choice.failed, choice.failed, space, choice.at_bound, tuning.seeds)
+        for key, choice in result.choices.items()
+    }
+
+
+def _doubts(result: StudyResult, tuned: Mapping[str, Tuned]) -> list[str]:
+    counts = result.counts(CONFIRMATION)
+    lines = []
+    total = sum(counts.values())
+    if counts["finished"] < total:
+        rest = ", ".join(f"{count} {state}" for state, count in counts.items() if count and state != "finished")
+        lines.append(f"{counts['finished']} of {total} confirmation runs are finished ({rest}).")
+    if result.study.left_out:
+        lines.append("Not in this checkout, so left out: " + ", ".join(result.study.left_out) + ".")
+    return lines + [f"{line}." for line in tuning_doubts(tuned)]
+
+
+def _laws(result: StudyResult, runs: Sequence[Run]) -> dict[str, Scaling]:
+    """One law per budget and combination of the other axes."""
+    asked = result.study.scaling
+    if asked is None:
+        return {}
+    levels = {point.label: point.levels for point in result.points}
+    series: dict[str, dict[float, dict[int, float]]] = {}
+    for run in runs:
+        value = run.value(asked.metric)
+        if value is None or asked.axis not in levels[run.label]:
+            continue
+        others = [f"{axis.rsplit('.', 1)[-1]}={level}" for axis, level in levels[run.label].items() if axis != asked.axis]
+        name = ", ".join(others) or "all"
+        if run.family and len(result.study.budgets) > 1:
+            name += f" [{run.family}]"
+        size = run.record["parameters"]["total"] if asked.size == "parameters" else run.record["flops_per_sample"]
+        series.setdefault(name, {}).setdefault(float(size), {})[run.seed] = value
+    enough = {name: part for name, part in series.items() if len(part) >= 3 + asked.held_out}
+    return {name: scaling(part, held_out=asked.held_out) for name, part in enough.items()}
+
+
+def _importance(result: StudyResult) -> dict[str, float]:
+    """How much of the variance between tuning trials each setting explains."""
+    trials = [run for run in result.runs if run.phase == TUNING and run.value is not None]
+    rows = [{**result.study.point(run.point).levels, **run.tuned} for run in trials]
+    return main_effects(rows, [run.value for run in trials if run.value is not None])
+
+
+def _extra(result: StudyResult) -> dict[str, Any]:
+    """What the page shows of a study besides its runs."""
+    trials = [run for run in result.runs if run.phase == TUNING]
+    return {
+        "study": result.study.name + (f", edition {result.study.edition}" if result.study.edition else ""),
+        "fields": dict(result.study.source),
+        "choices": dict(result.choices),
+        "importance": _importance(result),
+        "trials": trials,
+    }

@@ -1,0 +1,210 @@
+"""The page's tables as columns and cells, each cell with the value it sorts by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from nava_lab.report.compare import Comparison, OverSeeds
+from nava_lab.report.judge import Judged, signed
+from nava_lab.report.runs import Run
+from nava_lab.report.table import digits_for, lead_columns, number, short, shown_columns
+
+Cell = dict[str, Any]
+Column = dict[str, Any]
+COSTS = (
+    ("parameters", "weights in all"),
+    ("active", "weights that a token passes through, on average"),
+    ("FLOPs", "training FLOPs of one clip, forward and backward"),
+    ("minutes", "of training"),
+)
+
+
+def column(title: str, falls: bool = False, help_: str = "", optional: bool = False) -> Column:
+    """A column; ``falls``: the first press sorts downwards; ``optional``: left out on paper."""
+    return {"title": title, "falls": falls, "help": help_, "optional": optional}
+
+
+def cell(text: str, value: float | str | None = None, small: str = "", kind: str = "") -> Cell:
+    return {"text": text, "value": _sortable(value), "small": small, "kind": kind}
+
+
+def _sortable(value: float | str | None) -> float | str | None:
+    return "" if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def score_column(comparison: Comparison, name: str, optional: bool = False) -> Column:
+    higher = comparison.direction(name)
+    arrow = {True: " ↑", False: " ↓", None: ""}[higher]
+    said = {True: "higher is better", False: "lower is better", None: "neither high nor low is better"}[higher]
+    return column(name + arrow, bool(higher), said, optional)
+
+
+def score_cell(score: Any, name: str, kind: str = "") -> Cell:
+    """A score with its interval over clips."""
+    if score is None or score["value"] is None:
+        return cell("–", "", kind=kind)
+    return cell(number(score["value"], digits_for(name)), score["value"], _ends(score["low"], score["high"], name), kind)
+
+
+def mean_cell(row: OverSeeds, name: str, kind: str = "") -> Cell:
+    """A mean over seeds with its t-interval; one seed has its own over clips."""
+    if row.seeds == 1:
+        return score_cell(next(iter(row.runs.values())).score(name), name, kind)
+    mean, low, high = row.over(name)
+    return cell(number(mean, digits_for(name)), mean, _ends(low, high, name), kind)
+
+
+def _ends(low: float | None, high: float | None, name: str) -> str:
+    if low is None or high is None or low != low:
+        return ""
+    return f"[{number(low, digits_for(name))}, {number(high, digits_for(name))}]".replace("-", "−")
+
+
+def costs(run: Run) -> list[Cell]:
+    made = run.record
+    active, flops = made["parameters"]["active_per_token"], made["flops_per_sample"]
+    minutes = made["wall_time_s"] / 60
+    return [
+        cell(f"{made['parameters']['total']:,}", made["parameters"]["total"]),
+        cell(short(active), active),
+        cell(short(flops), flops),
+        cell(number(minutes, 1), minutes),
+    ]
+
+
+def _cost_columns() -> list[Column]:
+    return [column(title, help_=said) for title, said in COSTS]
+
+
+def results(comparison: Comparison) -> tuple[list[Column], list[dict[str, Any]]]:
+    """One row per variant (and budget): the headline, what metrics want first, costs."""
+    several, headline, lead = len(comparison.families) > 1, comparison.headline, lead_columns(comparison)
+    rows = comparison.over_seeds()
+    if not rows:  # no common headline
+        return runs(comparison)
+    columns = [
+        *([column("budget")] if several else []),
+        column("seeds", True),
+        score_column(comparison, headline),
+        *(score_column(comparison, name, optional=place >= 4) for place, name in enumerate(lead)),
+        *_cost_columns(),
+    ]
+    made = []
+    for row in rows:
+        made.append(
+            {
+                "label": row.label,
+                "cells": [
+                    *([cell(row.family)] if several else []),
+                    cell(str(row.seeds), row.seeds),
+                    mean_cell(row, headline, "lead-cell"),
+                    *(mean_cell(row, name, "optional" if place >= 4 else "") for place, name in enumerate(lead)),
+                    *costs(next(iter(row.runs.values()))),
+                ],
+            }
+        )
+    return columns, made
+
+
+def truth_row(comparison: Comparison, columns: Sequence[Column]) -> list[str]:
+    """Scores of the true clips under the results' columns; empty where runs were scored on different ones."""
+    truth = comparison.truth()
+    if not truth or not comparison.over_seeds():
+        return []
+    names = [part["title"].removesuffix(" ↑").removesuffix(" ↓") for part in columns]
+    return [number(truth[name]["value"], digits_for(name)) if name in truth else "" for name in names]
+
+
+def runs(comparison: Comparison) -> tuple[list[Column], list[dict[str, Any]]]:
+    """One row per run with every score."""
+    several, headline = len(comparison.families) > 1, comparison.headline
+    names = [*([headline] if headline else []), *shown_columns(comparison)]
+    columns = [
+        *([column("budget")] if several else []),
+        column("seed"),
+        *(score_column(comparison, name, optional=place >= 4) for place, name in enumerate(names)),
+        *_cost_columns(),
+        column("config", optional=True),
+    ]
+    made = []
+    for run in comparison.runs:
+        made.append(
+            {
+                "label": run.label,
+                "cells": [
+                    *([cell(run.family)] if several else []),
+                    cell(str(run.seed), run.seed),
+                    *(score_cell(run.score(name), name, "optional" if place >= 4 else "") for place, name in enumerate(names)),
+                    *costs(run),
+                    cell(str(run.record["identity"].get("config", "–")), "", kind="optional dim"),
+                ],
+            }
+        )
+    return columns, made
+
+
+def contrasts(comparison: Comparison) -> tuple[list[Column], list[dict[str, Any]], str]:
+    """One row per contrast with its outcome, and how to read them."""
+    found = comparison.contrasts
+    if not found:
+        return [], [], ""
+    several, score = len(comparison.families) > 1, comparison.headline
+    ends = [abs(end) for part in found for end in part.found.interval if end == end]
+    reach = max([*ends, *(part.margin or 0 for part in found)], default=1.0) * 1.08 or 1.0
+    columns = [
+        column("contrast"),
+        *([column("budget")] if several else []),
+        column("outcome"),
+        column("difference", True),
+        column("seeds", True),
+        column("p", help_="sign-flip test, after Holm over the contrasts of this budget"),
+    ]
+    rows = []
+    for part in found:
+        mean, low, high = part.found.interval
+        digits = digits_for(score)
+        ends_ = f"[{signed(low, digits)}, {signed(high, digits)}]" if low == low else ""
+        tested = part.outcome not in ("refused", "exploratory")
+        rows.append(
+            {
+                "name": f"{part.found.first} − {part.found.second}",
+                "cells": [
+                    *([cell(part.family)] if several else []),
+                    cell(part.outcome, kind=f"outcome {part.outcome.split()[0]}"),
+                    cell(signed(mean, digits), mean, ends_),
+                    cell(str(part.found.n), part.found.n),
+                    cell(("<0.001" if part.p < 0.001 else f"{part.p:.3f}") if tested else "–", part.p if tested else ""),
+                ],
+                "forest": _forest(part, reach, score),
+            }
+        )
+    return columns, rows, _how_to_read(comparison)
+
+
+def _forest(part: Judged, reach: float, score: str) -> dict[str, Any] | None:
+    """A difference and its interval on a line whose middle is zero; the band is the margin of "no worse"."""
+    mean, low, high = part.found.interval
+    if not all(math.isfinite(end) for end in (mean, low, high)):
+        return None
+
+    def place(value: float) -> float:
+        return round(50 + 50 * value / reach, 2)
+
+    band = [place(-part.margin), round(place(part.margin) - place(-part.margin), 2)] if part.margin else None
+    alt = f"difference {mean:.3g}, interval {low:.3g} to {high:.3g} in {score}"
+    return {"zero": 50, "mean": place(mean), "low": place(low), "high": place(high), "band": band, "alt": alt}
+
+
+def _how_to_read(comparison: Comparison) -> str:
+    part = comparison.contrasts[0]
+    declared = "declared before the runs were made" if comparison.declared else "all pairs, for none was declared"
+    lines = [
+        f"Mean differences of runs of one seed, first minus second, with 95 % t-intervals; {declared}.",
+        "p is of the exact sign-flip test over seeds, after Holm over the contrasts of one budget.",
+    ]
+    if part.margin is not None:
+        unit = " ms" if comparison.headline.endswith("_ms") else ""
+        lines.append(f"The grey band is what counts as no worse: {part.margin:g}{unit} either way, tested by TOST.")
+    return " ".join(lines)

@@ -1,0 +1,83 @@
+"""World ``bind``: several objects, one timbre each; whichever flashes, its own timbre must sound.
+
+    time      0.0       0.5       1.0       1.5       2.0 s
+    video     . . . R + . . . . . . G + . . . . R + . . .     which object flashes, and when, is latent
+    audio     ......d\\..............h\\...........d\\.......    drum for red, horn for green
+    text      "red green blue"                                map fixed: the text names the objects only
+              "red horn green drum blue bell"                 permuted=true: each clip has its own map, and the text states it
+
+A model may be in sync and yet give any object any timbre: binding kappa is 0 at chance (one in N) and 1 where the object
+that flashes is always the one that sounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nava_lab.registry import worlds
+from nava_lab.rng import uniform
+from nava_lab.worlds.base import levels, positive
+from nava_lab.worlds.staged import Script, Staged, of_kind
+
+
+@worlds.register("bind")
+@dataclass(frozen=True)
+class BindWorld(Staged):
+    """Objects that sound by a map.
+
+    Attributes:
+        objects: how many, 2 to 8.
+        permuted: whether each clip has its own map from objects to timbres, stated in its text.
+        density: mean events per second, those of all objects together.
+    """
+
+    objects: int = 3
+    permuted: bool = False
+    density: float = 1.5
+
+    version = "bind-1"
+    metrics = ("binding", "sync", "events", "loss")
+    headline = "binding_kappa"
+    LEVELS = levels(objects=(2, 3, 4))
+
+    def __post_init__(self) -> None:
+        positive(self, "density")
+        if not 2 <= self.objects <= 8:
+            raise ValueError(f"world.objects={self.objects} must lie between 2 and 8")
+        super().__post_init__()
+
+    @property
+    def kinds(self) -> int:
+        return self.objects
+
+    @property
+    def most(self) -> int:
+        return self.count_range(self.density)[1]
+
+    @property
+    def vocabulary(self) -> tuple[Sequence[str], int]:
+        names = self.scene.timbre_names if self.permuted else []
+        return [*self.scene.colours, *names], self.objects + len(names)
+
+    def script(self, split: str, index: Tensor) -> Script:
+        fewest, most = self.count_range(self.density)
+        counts = fewest + (uniform(self.seed(split, "clip"), index, 1)[:, 0] * (most - fewest + 1)).long()
+        which = (uniform(self.seed(split, "objects"), index, most) * self.objects).long()
+        moments = self.moments(split, index, counts, most)
+        sounds = torch.arange(self.objects, device=index.device).expand(len(index), -1)
+        objects = self.tokenizer.spelled(self.scene.colours, sounds)
+        words = objects
+        if self.permuted:
+            sounds = uniform(self.seed(split, "map"), index, self.objects).argsort(1)
+            words = torch.stack((objects, self.tokenizer.spelled(self.scene.timbre_names, sounds)), -1).flatten(1)
+        told = torch.ones_like(sounds, dtype=torch.bool)
+        return Script(
+            of_kind(moments, which),
+            of_kind(moments, sounds.gather(1, which)),
+            words,
+            {"timbre_of": sounds, "video_told": told, "audio_told": told},
+        )

@@ -1,0 +1,117 @@
+"""Does the suite measure what it says? Each cut must remove what it cuts, and nothing else.
+
+    . .venv/bin/activate
+    python sweeps/manipulations.py                                  # one family: about 25 minutes on two CPU cores
+    python sweeps/manipulations.py --variants dual_tower,unified,align_then_fuse training.steps=800
+
+    pulse      sync above chance; with attention between modalities cut, at chance       else the world or the pipeline leaks
+    pulse      with one modality given, the other one follows it, either way             transfer in both directions
+    clock      cut, still above chance                                                   the text alone can carry timing
+    null       at chance                                                                 else the metric finds what is not there
+    entangle   what the text says is there; with no caption shown, it is not, and sync still is above chance
+
+Held fixed: family, parameters, training length, seed. Each line is a run of its own (found again if it is finished) or another
+scoring of one. Writes manipulations.json and manipulations.md; ends with 1 where a check fails. "At chance": the interval over
+clips holds 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nava_lab.config import from_file, load
+from nava_lab.study import record
+from nava_lab.study.identity import run_hash
+from nava_lab.study.run import run, score
+from nava_lab.training.quiet import quieten
+
+
+@dataclass(frozen=True)
+class Check:
+    """One claim about one score of one run.
+
+    Attributes:
+        name: what is looked at.
+        score: the score's name.
+        above: whether it must lie above chance; else it must be at chance.
+        settings: of the run.
+        scoring: of another scoring of that run.
+    """
+
+    name: str
+    score: str
+    above: bool
+    settings: tuple[str, ...]
+    scoring: tuple[str, ...] = ()
+
+    def holds(self, value: dict[str, float]) -> bool:
+        """Whether a score with its interval is where it must be."""
+        return value["low"] > 0 if self.above else value["low"] <= 0 <= value["high"]
+
+
+GIVING = ("world=pulse", "flow.modality_given=0.5")
+CHECKS = (
+    Check("pulse", "sync_auc", True, ("world=pulse",)),
+    Check("pulse, attention cut", "sync_auc", False, ("world=pulse", "experiment=cut")),
+    Check("pulse, audio given", "sync_auc", True, GIVING, ("evaluation.given=audio",)),
+    Check("pulse, video given", "sync_auc", True, GIVING, ("evaluation.given=video",)),
+    Check("clock, attention cut", "sync_auc", True, ("world=clock", "experiment=cut")),
+    Check("null", "sync_auc", False, ("world=null",)),
+    Check("entangle, what", "semantics_kappa", True, ("world=entangle",)),
+    Check("entangle, when", "sync_auc", True, ("world=entangle",)),
+    Check("entangle untold, what", "semantics_kappa", False, ("world=entangle", "experiment=untold")),
+    Check("entangle untold, when", "sync_auc", True, ("world=entangle", "experiment=untold")),
+)
+
+
+def tell(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def scored(check: Check, settings: Sequence[str]) -> dict[str, Any]:
+    """The record that a check speaks of; trained and scored where that is not done yet."""
+    folder = run(load([*check.settings, *settings]), tell)
+    if not check.scoring:
+        return record.read(folder)
+    config = from_file(folder / "config.yaml", check.scoring)
+    into = folder / "scores" / run_hash(config.resolved, config.world.data_version())
+    if not (into / record.NAME).exists():
+        score(config, folder, tell, into=into)
+    return record.read(into)
+
+
+def main(words: Sequence[str] | None = None, scored: Callable[[Check, Sequence[str]], dict[str, Any]] = scored) -> int:
+    reader = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    reader.add_argument("--variants", default="unified")
+    reader.add_argument("--out", type=Path, default=Path("runs/manipulations"))
+    reader.add_argument("settings", nargs="*", help="settings of every run: training.steps=800, say")
+    arguments = reader.parse_args(words)
+    quieten()
+    rows = []
+    for variant in arguments.variants.split(","):
+        for check in CHECKS:
+            made = scored(check, [f"variant={variant}", *arguments.settings])
+            value = made["scores"][check.score]
+            row = {"variant": variant, "check": check.name, "score": check.score, "above": check.above, **value}
+            rows.append({**row, "holds": check.holds(value), "run": made["name"]})
+            arguments.out.mkdir(parents=True, exist_ok=True)
+            record.write_json(arguments.out / "manipulations.json", {"settings": arguments.settings, "rows": rows})
+            print(line(rows[-1]), flush=True)
+    lines = ["| family | check | score | must be | found |", "|---|---|---|---|---|", *map(line, rows)]
+    (arguments.out / "manipulations.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return int(not all(row["holds"] for row in rows))
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the table."""
+    found = f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" + ("" if row["holds"] else " **no**")
+    return f"| {row['variant']} | {row['check']} | {row['score']} | {'above 0' if row['above'] else '0'} | {found} |"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

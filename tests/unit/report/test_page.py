@@ -1,0 +1,135 @@
+"""What the page holds, without a browser: commands that repeat its runs, clips that fit, figures that say what they show."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from nava_lab.config import load
+from nava_lab.report import previews
+from nava_lab.report.again import commands, overrides
+from nava_lab.report.compare import compare
+from nava_lab.report.figures import figures, looks
+from nava_lab.report.page import write_page
+from nava_lab.report.plotting import INK, for_page, marker_path
+from nava_lab.report.runs import find_runs
+from nava_lab.study.identity import run_hash
+from tests.unit.report.made import make_run, make_runs, make_study
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        ("variant=dual_tower", "training.lr=0.001", "budget.parameters=300000"),
+        ("variant=unified", "world=gaussian", "world.rho=0.5", "flow.coupling=independent"),
+        (
+            "variant=unified",
+            "evaluation/solver=churn",
+            "evaluation.solver.churn=4.0",
+            "evaluation.guidance.text=3",
+            "flow.shifts.audio=3.0",
+        ),
+        ("variant=unified", "flow.first_step.video=0.2", "attention.window_s=0.2", "world=clips", "clips.path=a folder"),
+    ],
+)
+def test_a_printed_command_makes_the_very_run(said):
+    """Read as a shell reads it, its config has the run's own hash."""
+    made = load([*said, "seed=3"]).resolved
+    words = overrides(made)
+    assert words is not None
+    again = load([*shlex.split(shlex.join(words)), "seed=3"]).resolved
+    assert run_hash(again, "data") == run_hash(made, "data")
+    assert len(words) <= len(said) + 1  # nothing that is the default anyway
+
+
+def test_a_config_of_another_version_has_no_command(tmp_path):
+    made = {**load([]).resolved, "training": {"steps": 4, "no_longer_known": 1}}
+    assert overrides(made) is None
+
+
+def test_seeds_share_a_command(tmp_path):
+    make_runs(tmp_path, {"dual_tower": 0.8, "unified": 0.7}, seeds=3)
+    runs, _ = find_runs([tmp_path])
+    assert commands(runs) == ["nava train -m variant=dual_tower seed=0,1,2", "nava train -m variant=unified seed=0,1,2"]
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    root = tmp_path_factory.mktemp("drawn")
+    made = {}
+    make_runs(root / "families", {"dual_tower": 0.80, "unified": 0.70}, seeds=2)
+    made["families"] = compare([root / "families"])
+    made["study"] = compare([make_study(root / "study")])
+    return {name: (found, figures(found)) for name, found in made.items()}
+
+
+def test_every_figure_that_the_numbers_allow_is_drawn(drawn):
+    names = {name: [figure.name for figure in shown] for name, (_, shown) in drawn.items()}
+    assert names["families"] == ["scores", "against_flops", "curves", "offsets"]
+    assert names["study"] == ["scores", "against_variant_align_fraction", "curves", "offsets", "importance"]
+
+
+def test_figures_say_their_numbers_and_take_the_pages_colours(drawn):
+    found, shown = drawn["families"]
+    scores = shown[0]
+    assert f"dual_tower {found.over_seeds()[0].mean:.3f}" in scores.alt
+    for figure in shown:
+        svg = for_page(figure)
+        assert "currentColor" in svg
+        assert INK not in svg
+        assert svg.count("<svg") == 1
+        assert figure.png.startswith(b"\x89PNG")
+        marks = [part.split('"')[0] for part in svg.split(' id="')[1:]]
+        assert all(mark.startswith(f"{figure.name}-") for mark in marks)  # so that two figures share a page
+
+
+def test_colours_and_marks_stay_with_names_and_differ(drawn, tmp_path):
+    found, _ = drawn["families"]
+    style = looks(found)
+    assert style == looks(compare([run.folder for run in reversed(found.runs)]))
+    assert len({look.colour for look in style.values()}) == len({look.marker for look in style.values()}) == 2
+    many = [make_run(tmp_path, 0, 0.5, ("variant=unified", f"variant.depth={depth}")) for depth in range(1, 11)]
+    assert len({look.colour for look in looks(compare(many)).values()}) == 10
+
+
+def test_the_front_holds_what_nothing_beats_in_both(drawn):
+    against = next(figure for figure in drawn["families"][1] if figure.name == "against_flops")
+    assert against.note.endswith("Nothing beats dual_tower in both.")  # cheaper and better
+
+
+def test_markers_become_paths():
+    for marker in "osD^v":
+        path = marker_path(marker)
+        assert path.startswith("M")
+        assert "Z" in path
+
+
+def test_clips_are_of_one_seed_and_fit_the_page(tmp_path, monkeypatch):
+    runs = make_runs(tmp_path, {"dual_tower": 0.8, "unified": 0.7}, seeds=2)
+    for run in runs[1:]:  # dual_tower has none of seed 0
+        (run / "previews").mkdir()
+        for clip in range(3):
+            for suffix in ("mp4", "png"):
+                (run / "previews" / f"clip_{clip}.{suffix}").write_bytes(b"x" * 1000)
+    found = previews.tiles(compare([tmp_path]))
+    assert (found.seed, found.clips, len(found.tiles), found.fewer) == (1, 3, 6, "")
+    monkeypatch.setattr(previews, "MOST_BYTES", 5000)
+    assert previews.tiles(compare([tmp_path])).clips == 1
+    monkeypatch.setattr(previews, "MOST_BYTES", 2500)
+    few = previews.tiles(compare([tmp_path]))
+    assert len(few.tiles) == 1
+    assert few.fewer.startswith("1 variant")
+
+
+def test_what_a_name_holds_stays_text(tmp_path):
+    run = make_run(tmp_path, 0, 0.5, variant="<script>alert(1)</script>")
+    page = Path(write_page(compare([run]), tmp_path / "page")).read_text()
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert" in page
+    assert {path.name for path in (tmp_path / "page").iterdir()} >= {
+        "runs.csv",
+        "runs.parquet",
+        "scores.png",
+        "scores.svg",
+        "curves.png",
+    }

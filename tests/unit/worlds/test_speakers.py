@@ -1,0 +1,161 @@
+"""The world of speakers, and its metric against hand-worked cases."""
+
+import numpy as np
+import pytest
+import torch
+
+from nava_lab.conditioning.timbre import with_references
+from nava_lab.evaluation.timbre import boundary_errors, leakage, spans_of
+from nava_lab.registry import metrics, worlds
+from nava_lab.streams import References
+from nava_lab.worlds.voices import ALIKE, LOUDNESS, Voices
+
+MANY = torch.arange(300)
+
+
+def test_the_voices_of_the_splits_are_different_ones_made_of_the_same_formants():
+    world, met = worlds.get("speakers")(), {}
+    for split in ("train", "validation", "test"):
+        met[split] = set(world.script(split, torch.arange(3000)).extra["voice"].flatten().tolist())
+        assert met[split] <= set(world.bank.of(split))
+    assert met["train"] & met["test"] == met["train"] & met["validation"] == met["validation"] & met["test"] == set()
+    assert len(met["train"]) == 32
+    unit = world.bank.shapes / LOUDNESS
+    assert (unit[sorted(met["train"])] @ unit[sorted(met["test"])].T).max() < 0.9
+    lit = unit[sorted(met["train"])] > 0.3
+    assert bool(lit.any(0)[(unit[sorted(met["test"])] > 0.3).any(0)].all())
+
+
+@pytest.mark.parametrize("together", [2, 3, 4])
+def test_voices_of_a_clip_are_far_apart(together):
+    world = worlds.get("speakers")(voices=together)
+    voices = world.script("test", MANY).extra["voices"] / LOUDNESS
+    cosines = voices @ voices.mT - torch.eye(together)
+    assert cosines.max() <= ALIKE + 1e-5
+    with pytest.raises(ValueError, match=r"world.bands=4 cannot"):
+        Voices(4, together)
+
+
+@pytest.mark.parametrize(("spans", "voices"), [(2, 1), (2, 2), (4, 2), (4, 4)])
+def test_spans_are_as_written_and_everybody_speaks(spans, voices):
+    world = worlds.get("speakers")(spans=spans, voices=voices)
+    batch = world.batch("train", MANY)
+    start, end, speaker = (batch.extra[name] for name in ("span_start", "span_end", "speaker"))
+    assert ((end - start) >= 0.3 - 1e-9).all()
+    assert ((start[:, 1:] - end[:, :-1]) >= 0.1 - 1e-9).all()
+    assert (start[:, 0] >= 0.1 - 1e-9).all()
+    assert (end[:, -1] <= 1.9 + 1e-9).all()
+    assert all(set(row.tolist()) == set(range(voices)) for row in speaker)
+    for row, caption in enumerate(world.captions("train", MANY[:20])):
+        for i, (colour, mark, first, last) in enumerate(zip(*[iter(caption.split())] * 4, strict=True)):
+            assert (colour, mark) == (world.scene.colours[speaker[row, i]], "voice")
+            assert (float(first[:-1]), float(last[:-1])) == pytest.approx((float(start[row, i]), float(end[row, i])))
+            assert batch.text.span[row].tolist().index(i) == 4 * i + 1
+
+
+def test_a_prompt_marks_its_spans_as_a_caption_does():
+    world = worlds.get("speakers")()
+    batch = world.batch("test", MANY[:5])
+    assert torch.equal(world.tokenizer(world.captions("test", MANY[:5])).span, batch.text.span)
+    assert world.tokenizer(["red voice 0.2s 0.6s", ""]).span.tolist() == [[-1, 0, *[-1] * 14], [-1] * 16]
+
+
+def test_references_are_the_speakers_and_tokens_carry_their_span():
+    world = worlds.get("speakers")(voices=4)
+    batch = world.batch("test", MANY)
+    features = batch.text.references.features
+    for row in range(50):
+        for i, who in enumerate(batch.extra["speaker"][row]):
+            torch.testing.assert_close(features[row, i], batch.extra["voices"][row, who] / LOUDNESS)
+    bands = world.untokenize({name: part.tokens for name, part in batch.streams.items()})[1]
+    loud = bands.norm(dim=-1).unflatten(1, (-1, world.audio_patch)).mean(-1)
+    inside = batch.streams["audio"].span >= 0
+    assert loud[inside].mean() > 5 * loud[~inside].mean()
+    assert loud[inside].min() > 0.3
+    nearest = torch.einsum("bnf,bkf->bnk", bands.unflatten(1, (-1, world.audio_patch)).mean(2), batch.extra["voices"]).argmax(-1)
+    own = batch.extra["speaker"].gather(1, batch.streams["audio"].span.clamp(min=0))
+    assert torch.equal(nearest[inside], own[inside])
+
+
+def test_mouths_open_as_wide_as_the_sound_is_loud():
+    world = worlds.get("speakers")(video_hz=50.0, voices=2)
+    batch = world.batch("test", MANY[:40])
+    video, audio = world.untokenize({name: part.tokens for name, part in batch.streams.items()})
+    mouth = torch.einsum("bthwc,khwc->bkt", video - video.amin(1, keepdim=True), world.mouths)
+    loud, wide = audio.norm(dim=-1).flatten(), mouth.sum(1).flatten()
+    assert torch.corrcoef(torch.stack((loud, wide)))[0, 1] > 0.999
+
+
+@pytest.mark.parametrize(("missing", "share"), [(0.0, 1.0), (0.5, 0.5), (1.0, 0.0)])
+def test_references_may_be_missing_and_count_where_they_are_given(missing, share):
+    world = worlds.get("speakers")(missing=missing)
+    batch = world.batch("test", MANY)
+    assert abs(float(batch.text.references.valid.float().mean()) - share) < 0.06
+    metric = metrics.get("timbre")(world)
+    metric.update_clips(batch, {name: part.tokens for name, part in batch.streams.items()})
+    assert metric.per_clip()["given"].sum() == batch.text.references.valid.sum()
+    assert metric.compute()["timbre_kappa"].value == (0 if missing == 1 else 1)
+
+
+def test_more_references_than_spans_are_refused():
+    text = worlds.get("speakers")(spans=2).batch("test", MANY[:2]).text
+    with pytest.raises(ValueError, match="no word of its caption marks span 2"):
+        with_references(text, References(torch.ones(2, 3, 16), torch.ones(2, 3, dtype=torch.bool)))
+
+
+def test_span_means_and_leakage_by_hand():
+    # Ten frames of 100 ms, two bands; voices along the bands. Frames 2 to 5 sound (1, .5), frame 7 on (0, 1), the rest nothing.
+    bands = torch.zeros(1, 10, 2, dtype=torch.float64)
+    bands[0, 2:6] = torch.tensor([1.0, 0.5])
+    bands[0, 7:] = torch.tensor([0.0, 1.0])
+    means = spans_of(bands, torch.tensor([[0.2, 0.5]]), torch.tensor([[0.6, 0.9]]), 10.0)
+    # Span 1 has frames 5, 6, 7, 8: (1, .5), nothing, and (0, 1) twice.
+    torch.testing.assert_close(means, torch.tensor([[[1.0, 0.5], [0.25, 0.625]]], dtype=torch.float64))
+    voices = torch.eye(2, dtype=torch.float64).unsqueeze(0)
+    torch.testing.assert_close(
+        leakage(means, voices, torch.tensor([[0, 1]])), torch.tensor([[0.5 / 1.5, 0.25 / 0.875]], dtype=torch.float64)
+    )
+    assert float(leakage(means * 0, voices, torch.tensor([[0, 1]])).sum()) == 0
+
+
+def test_boundaries_by_hand():
+    # Frames of 100 ms: sound from .22 to .66 s, so frame 2 is filled by .8 and frame 6 by .6.
+    loud = torch.tensor([0, 0, 0.8, 1, 1, 1, 0.6, 0, 0, 0], dtype=torch.float64) * LOUDNESS
+    bands = loud.view(1, -1, 1)
+    assert float(boundary_errors(bands, torch.tensor([[0.25]]), 10.0, rising=True)) == pytest.approx(0.03, abs=1e-6)
+    assert float(boundary_errors(bands, torch.tensor([[0.65]]), 10.0, rising=False)) == pytest.approx(0.01, abs=1e-6)
+    assert float(boundary_errors(bands, torch.tensor([[0.9]]), 10.0, rising=True)) == pytest.approx(0.25, abs=1e-6)
+    assert float(boundary_errors(bands * 0, torch.tensor([[0.25]]), 10.0, rising=True)) == pytest.approx(0.25)
+
+
+def test_true_boundaries_and_leakage_have_a_small_floor():
+    world = worlds.get("speakers")()
+    batch = world.batch("test", MANY)
+    metric = metrics.get("timbre")(world)
+    metric.update_clips(batch, {name: part.tokens for name, part in batch.streams.items()})
+    scores = metric.compute()
+    assert scores["boundary_error_ms"].value < 1
+    assert scores["leakage"].value < 1e-3
+    assert scores["silent_spans"].value == 0
+    moved = torch.roll(batch.streams["audio"].tokens.unflatten(-1, (world.audio_patch, -1)).flatten(1, 2), 1, 1)
+    late = metrics.get("timbre")(world)
+    late.update_clips(
+        batch, {"video": batch.streams["video"].tokens, "audio": moved.unflatten(1, (-1, world.audio_patch)).flatten(2)}
+    )
+    assert late.compute()["boundary_error_ms"].value == pytest.approx(20, abs=2)
+
+
+def test_a_swap_of_voices_is_all_wrong_and_all_leaked():
+    world = worlds.get("speakers")(voices=2)
+    batch = world.batch("test", MANY[:64])
+    voices, speaker = batch.extra["voices"], batch.extra["speaker"]
+    assert np.isclose(float(speaker.double().mean()), 0.5, atol=0.1)
+    script = world.script("test", MANY[:64])
+    swapped = type(script)(script.seen, script.heard, script.words, {**script.extra, "voices": voices.flip(1)})
+    tokens = world.tokens(*world.shown(swapped))
+    metric = metrics.get("timbre")(world)
+    metric.update_clips(batch, {name: part.tokens for name, part in tokens.items()})
+    scores = {name: score.value for name, score in metric.compute().items()}
+    assert scores["timbre_accuracy"] == 0
+    assert scores["timbre_kappa"] == pytest.approx(-1)
+    assert scores["leakage"] > 0.99

@@ -57,7 +57,7 @@ class Memory:
 
 def memory(variant: Variant, interface: Interface, size: Size | Dims, average: bool = True) -> Memory:
     """The estimate; ``average`` is whether training keeps an average of the weights."""
-    thin = Thin.of(variant, interface, size)
+    thin = Thin.of(variant, interface, size, twice=True)
     weights = FLOAT * thin.parameters
     return Memory(weights, 2 * weights, weights if average else 0, _activations(thin, interface))
 

@@ -5,9 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nava_lab.registry import masks
 from tests.laws.attention_laws import DEMANDS, LAWS, text_stays_out
 from tests.laws.cases import clips, fewer
 from tests.laws.subjects import close, every_subject, model_of, plain_case, reads_text, real
+
+RULES = [masks.get(name)() for name in masks]
 
 
 @every_subject
@@ -21,7 +24,9 @@ def test_what_must_change_changes(law, subject):
 @pytest.mark.parametrize("law", LAWS)
 def test_law(law, subject):
     @fewer
-    @given(st.booleans().flatmap(lambda whole: clips(least=0, full=whole, absent=True)))  # whole clips carry no table of validity
+    @given(
+        st.booleans().flatmap(lambda whole: clips(least=0, full=whole, absent=True, rules=RULES))
+    )  # whole clips carry no table of validity
     def holds(case):
         LAWS[law](model_of(subject, **case.options), case)
 

@@ -16,7 +16,9 @@ def normal_like(values: Mapping[str, Tensor], generators: Sequence[torch.Generat
     """
     for name, value in values.items():
         if len(value) != len(generators):
-            raise ValueError(f"noise for {len(value)} samples of {name} needs as many generators, not {len(generators)}: one each")
+            raise ValueError(
+                f"noise for {len(value)} samples of {name} needs as many generators, not {len(generators)}: one each"
+            )
     where = generators[0].device if generators else None
     drawn = {name: torch.empty(value.shape, dtype=value.dtype, device=where) for name, value in values.items()}
     for row, generator in enumerate(generators):

@@ -13,7 +13,7 @@ to no span gets one of K voices right by chance.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from nava_lab.conditioning.text import MarkingTokenizer
 from nava_lab.conditioning.timbre import with_references
 from nava_lab.registry import worlds
 from nava_lab.rng import uniform
@@ -29,7 +30,6 @@ from nava_lab.worlds.base import Events, Mark, levels, positive
 from nava_lab.worlds.staged import Script, Staged, mixed
 from nava_lab.worlds.voices import LOUDNESS, Voices
 
-MARK = "voice"  # the word that marks a span
 BIN_S = 0.1  # spans begin and end on these
 SHORTEST, BETWEEN, EDGE = 3, 1, 1  # bins of a span at least, between two spans, and before the first and after the last
 SYLLABLE_S = 0.25  # least length of a syllable
@@ -95,7 +95,11 @@ class SpeakersWorld(Staged):
 
     @property
     def vocabulary(self) -> tuple[Sequence[str], int]:
-        return [*self.scene.colours, MARK, *self._times], 4 * self.spans
+        return [*self.scene.colours, "voice", *self._times], 4 * self.spans
+
+    @cached_property
+    def tokenizer(self) -> MarkingTokenizer:
+        return MarkingTokenizer(*self.vocabulary, mark="voice")
 
     def interface(self) -> Interface:
         plain = super().interface()
@@ -141,26 +145,18 @@ class SpeakersWorld(Staged):
 
     def _words(self, first: Tensor, last: Tensor, speaker: Tensor) -> Int[Tensor, "b l"]:
         spelled = self.tokenizer.spelled
-        mark = spelled([MARK], torch.zeros_like(speaker))
+        mark = spelled(["voice"], torch.zeros_like(speaker))
         parts = (spelled(self.scene.colours, speaker), mark, spelled(self._times, first), spelled(self._times, last))
         return torch.stack(parts, -1).flatten(1)
 
     # How it is shown and told
 
-    @property
-    def encode(self) -> Callable[[Sequence[str]], Stream]:
-        return lambda captions: self._marked(self.tokenizer(captions))
-
-    def _marked(self, text: Stream) -> Stream:
-        """Words with their marks: the i-th "voice" marks span i."""
-        voice = text.tokens == self.tokenizer.ids[MARK]
-        return replace(text, span=torch.where(voice, voice.long().cumsum(1) - 1, -1))
-
     def batch(self, split: str, index: Tensor) -> Batch:
         plain = super().batch(split, index)
         extra = plain.extra
         voices = extra["voices"].gather(1, extra["speaker"].unsqueeze(-1).expand(-1, -1, self.bands))
-        text = with_references(self._marked(plain.text), References(voices / LOUDNESS, extra["given"]))
+        text = replace(plain.text, span=self.tokenizer.spans(plain.text.tokens))
+        text = with_references(text, References(voices / LOUDNESS, extra["given"]))
         streams = {name: replace(part, span=self._labels(part, extra)) for name, part in plain.streams.items()}
         return Batch(streams, text, index, extra)
 

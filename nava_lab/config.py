@@ -80,13 +80,14 @@ class Attention:
     """Reach and backend of attention.
 
     ``cut``: who is cut off where attention is cut, "all" modalities or one by name. ``packed``: compute on real tokens
-    alone, packed into one row, instead of on padded ones.
+    alone, packed into one row, instead of on padded ones. ``mask``: a registered rule for every layer.
     """
 
     window_s: float = float("inf")
     backend: str = "auto"
     cut: str = "all"
     packed: bool = False
+    mask: str = "none"
 
 
 @dataclass

@@ -182,6 +182,7 @@ def variant_folders() -> list[Path]:
 blocks: Registry = Registry("block", "blocks", _inside("blocks"))
 bridges: Registry = Registry("bridge", "bridges", _inside("blocks"))
 backends: Registry = Registry("attention backend", "backends", _inside("attention/backends"))
+masks: Registry = Registry("mask", "masks", _inside("attention"))
 variants: Registry = Registry("variant", "variants", variant_folders)
 worlds: Registry = Registry("world", "worlds", _inside("worlds"))
 level_laws: Registry = Registry("level law", "level_laws", _inside("flow"))
@@ -192,5 +193,5 @@ guidance: Registry = Registry("guidance part", "guidance", _inside("flow/guidanc
 metrics: Registry = Registry("metric", "metrics", _inside("evaluation"))
 
 ALL: tuple[Registry, ...] = (
-    *(variants, worlds, blocks, bridges, backends, solvers, schedules, guidance, level_laws, level_weights, metrics),
+    *(variants, worlds, blocks, bridges, backends, masks, solvers, schedules, guidance, level_laws, level_weights, metrics),
 )

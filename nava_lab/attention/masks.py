@@ -5,6 +5,8 @@ span), never index arithmetic, so it follows every change of length, rate and ba
 same rule, so no two forms of a mask can disagree. True means attend. Where a rule knows beforehand that it allows
 everything, it answers plain ``True``, and no table is made.
 
+A mask that needs no settings may be registered; ``attention.mask=NAME`` then holds in every layer of whatever variant.
+
 Shape letters: b batch, q queries, k keys.
 """
 
@@ -18,6 +20,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from nava_lab.attention.tokens import Tokens
+from nava_lab.registry import masks
 from nava_lab.streams import TEXT
 
 Answer = Tensor | bool
@@ -73,6 +76,7 @@ class Mask:
         return _Not(self)
 
 
+@masks.register("none")
 @dataclass(frozen=True)
 class Everything(Mask):
     """All pairs."""
@@ -99,6 +103,7 @@ class Segments(Mask):
         return query.sample == key.sample
 
 
+@masks.register("causal")
 @dataclass(frozen=True)
 class Causal(Mask):
     """No token sees a later one, in seconds; tokens of the same moment see each other."""

@@ -12,6 +12,7 @@ from nava_lab.registry import (
     guidance,
     level_laws,
     level_weights,
+    masks,
     metrics,
     schedules,
     solvers,
@@ -82,6 +83,6 @@ def catalogue(short: bool) -> str:
     folder = PACKAGE.parent / "configs"
     for group in sorted(part for part in folder.iterdir() if part.is_dir()) if folder.is_dir() else []:
         lines.append(f"{group.name}: " + ", ".join(sorted(file.stem for file in group.glob("*.yaml"))))
-    for title, entries in (("Blocks", blocks), ("Bridges", bridges), ("Metrics", metrics)):
+    for title, entries in (("Blocks", blocks), ("Bridges", bridges), ("Masks", masks), ("Metrics", metrics)):
         lines.append(f"{title}: " + ", ".join(entries))
     return "\n".join(lines) + "\n"

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from nava_lab.attention import Mask
 from nava_lab.attention.attend import known
 from nava_lab.budget.solve import Solution, solve
 from nava_lab.conditioning.timbre import IN_WORDS, PLACES
@@ -20,7 +21,7 @@ from nava_lab.flow.sampling import Sampler
 from nava_lab.flow.schedules import LevelSchedule
 from nava_lab.models.denoiser import Denoiser
 from nava_lab.registry import guidance as guidance_registry
-from nava_lab.registry import nearest, schedules
+from nava_lab.registry import masks, nearest, schedules
 from nava_lab.streams import Interface
 from nava_lab.worlds.base import SPLITS
 
@@ -60,6 +61,7 @@ def parts(config: Config) -> Parts:
         if scoring.split not in SPLITS:
             raise ValueError(f"evaluation.split={scoring.split}: {nearest(scoring.split, list(SPLITS))}")
         known(config.attention.backend)
+        _mask(config)
         if config.attention.cut not in ("all", *config.world.interface().modalities):
             names = ", ".join(("all", *config.world.interface().modalities))
             raise ValueError(f"attention.cut={config.attention.cut} is not one of {names}")
@@ -201,12 +203,28 @@ def network(config: Config, solution: Solution) -> Denoiser:
         config.variant,
         interface(config),
         solution.size,
-        window_s=config.attention.window_s,
         backend=config.attention.backend,
-        cut_off=config.attention.cut,
         packed=config.attention.packed,
-        timbre_in_span=config.conditioning.timbre_in_span,
+        **rules(config),
     )
+
+
+def rules(config: Config) -> dict[str, Any]:
+    """What a config says of who may see whom, as the denoiser takes it."""
+    return {
+        "window_s": config.attention.window_s,
+        "cut_off": config.attention.cut,
+        "mask": _mask(config),
+        "timbre_in_span": config.conditioning.timbre_in_span,
+    }
+
+
+def _mask(config: Config) -> Mask:
+    name = config.attention.mask
+    if name not in masks:
+        raise ValueError(f"attention.mask={name}: {nearest(name, masks.names())}")
+    made: Mask = masks.get(name)()
+    return made
 
 
 _solutions: dict[str, Solution] = {}

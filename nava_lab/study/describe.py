@@ -21,7 +21,7 @@ from nava_lab.models.look import full_clip, pictures
 from nava_lab.models.variant import Size, released
 from nava_lab.registry import variants
 from nava_lab.streams import TEXT, Interface
-from nava_lab.study.build import interface, parts
+from nava_lab.study.build import interface, parts, rules
 
 SIZE = "size"  # the key by which a published size is asked for: size=published, or size=NAME of one of several
 PUBLISHED = "published"
@@ -127,8 +127,7 @@ def _attention(config: Config, face: Interface) -> dict[str, str]:
 
 def mask_pictures(config: Config, cut: bool = False) -> list[Picture]:
     """Who sees whom in every stage of the config's variant."""
-    options = {"window_s": config.attention.window_s, "cut_off": config.attention.cut}
-    return pictures(config.variant, interface(config), cut, timbre_in_span=config.conditioning.timbre_in_span, **options)
+    return pictures(config.variant, interface(config), cut, **rules(config))
 
 
 def _sentence(block: Any) -> str:

@@ -21,12 +21,11 @@ def higher_is_better(score: str) -> bool:
     """The direction that some metric declares for a score; StudyError where none does."""
     if score == VALIDATION_LOSS:
         return False
-    known: dict[str, bool] = {}
     for name in metrics:
-        known |= metrics.get(name).higher_is_better_by_score
-    for key in (score, score.split("@")[0]):
-        if key in known:
-            return known[key]
+        found = metrics.get(name).direction(score)
+        if found is not None:
+            return bool(found)
+    known = [part for name in metrics for part in metrics.get(name).higher_is_better_by_score]
     raise StudyError(f"no metric declares whether a high or a low {score} is good; {nearest(score, sorted(known))}")
 
 

@@ -10,7 +10,7 @@ from nava_lab.flow.draws import Drawing
 from nava_lab.flow.guidance.algebra import Guidance
 from nava_lab.flow.objective import Objective
 from nava_lab.flow.sampling import Sampler
-from nava_lab.registry import guidance, level_laws, level_weights, schedules, solvers, variants
+from nava_lab.registry import guidance, level_laws, level_weights, masks, schedules, solvers, variants
 from nava_lab.rng import generators
 from nava_lab.streams import Batch
 from nava_lab.training.settings import Training
@@ -133,6 +133,16 @@ def test_a_window_changes_the_output_and_an_infinite_one_does_not():
 
     assert torch.equal(out(float("inf")), out(10.0))
     assert not torch.allclose(out(float("inf")), out(0.03))
+
+
+@pytest.mark.parametrize("name", masks.names())
+def test_every_registered_mask_changes_the_output(name):
+    inputs = Inputs()
+
+    def out(**options):
+        return lively(variants.get("unified")(depth=1), **options)(inputs.streams, inputs.levels, inputs.text)["video"]
+
+    assert torch.allclose(out(), out(mask=masks.get(name)())) == (name == "none")
 
 
 def test_a_one_way_cut_changes_the_one_who_is_cut_off():

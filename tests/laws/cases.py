@@ -144,10 +144,10 @@ class Clips:
 
 
 @st.composite
-def clips(draw, least=1, cut=None, batch=None, full=False, windows=(float("inf"), 0.06, 0.3), absent=False):
+def clips(draw, least=1, cut=None, batch=None, full=False, windows=(float("inf"), 0.06, 0.3), absent=False, rules=(None,)):
     """Clips of different durations, captions of different lengths; modalities and captions may be missing in some samples.
 
-    ``least`` real tokens in every modality, and everywhere where ``full``; where ``absent``, a modality may be missing altogether.
+    ``least`` real tokens in every modality, and everywhere where ``full``; where ``absent``, a modality may be missing altogether. ``rules``: further masks of the denoiser, one of which it has.
     """
     batch = batch or draw(st.integers(1, 3))
     chance = generator(draw(seeds))
@@ -171,5 +171,7 @@ def clips(draw, least=1, cut=None, batch=None, full=False, windows=(float("inf")
     words = torch.randint(0 if not full else 1, INTERFACE.text.length + 1, (batch, 1), generator=chance)
     text = text_stream(ids.masked_fill(torch.arange(INTERFACE.text.length) >= words, 0))
     samples = torch.rand(batch, generator=chance) < 0.5 if draw(st.booleans()) else None
-    options = {"window_s": draw(st.sampled_from(windows)), "cut_off": draw(st.sampled_from(["all", "audio"]))}
+    rule = draw(st.sampled_from(rules))
+    options = {} if rule is None else {"mask": rule}
+    options |= {"window_s": draw(st.sampled_from(windows)), "cut_off": draw(st.sampled_from(["all", "audio"]))}
     return Clips(made, levels, text, samples if cut is None else cut, options)

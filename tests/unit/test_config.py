@@ -67,6 +67,7 @@ def test_a_misspelt_key_or_name_meets_the_nearest_known_one(override, remedy):
         (["budget.parameters=1000"], "possible is"),
         (["evaluation.clips=1"], "clips"),
         (["attention.backend=flush"], "attention.backend=flush is not one of auto, flex, reference, sdpa"),
+        (["attention.mask=casual"], "attention.mask=casual: did you mean 'causal'?"),
         (["attention.window_s=-1"], "attention.window_s"),
         (["attention.cut=sound", "flow.modality_dropout=0.2"], "attention.cut=sound is not one of all"),
         (["attention.cut=audio"], "set flow.modality_dropout"),
@@ -95,7 +96,14 @@ def test_every_config_file_composes(file):
 
 def test_identity_is_the_whole_config_and_the_data():
     base = load([])
-    for override in ("seed=1", "training.lr=0.001", "world.density=1.0", "evaluation.steps=24", "attention.window_s=1.0"):
+    for override in (
+        "seed=1",
+        "training.lr=0.001",
+        "world.density=1.0",
+        "evaluation.steps=24",
+        "attention.window_s=1.0",
+        "attention.mask=causal",
+    ):
         assert run_hash(load([override]).resolved, "d") != run_hash(base.resolved, "d")
     assert run_hash(base.resolved, "d") != run_hash(base.resolved, "e")
     assert run_hash(load(["output.root=elsewhere", "logger=csv"]).resolved, "d") == run_hash(base.resolved, "d")

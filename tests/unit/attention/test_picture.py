@@ -1,16 +1,21 @@
 """Masks as pictures: labelled, downsampled, true to what every variant's blocks ask for."""
 
 import json
+from dataclasses import dataclass
+from unittest import mock
 
 import pytest
 import torch
 
-from nava_lab.attention import Cut, Everything, Window
+from nava_lab.attention import Causal, Cut, Everything, Mask, Window
 from nava_lab.attention.picture import Picture
 from nava_lab.cli import main
+from nava_lab.config import load
 from nava_lab.models.look import full_clip, pictures
-from nava_lab.registry import variants
+from nava_lab.registry import masks, variants
 from nava_lab.streams import Stream, time_positions
+from nava_lab.study.build import network, parts
+from nava_lab.study.describe import mask_pictures
 from tests.conftest import INTERFACE
 
 
@@ -79,3 +84,29 @@ def test_describe_prints_pictures_and_the_backend(capsys):
     assert "▒" not in capsys.readouterr().out
     main(["describe", "variant=unified", "budget.parameters=300_000", "trainer.accelerator=cpu", "--json"])
     assert json.loads(capsys.readouterr().out)["attention"]["backend"] == "sdpa"
+
+
+def test_a_mask_by_name_is_in_every_picture_and_in_the_network():
+    config = load(["variant=dual_tower", "budget.parameters=300_000", "attention.mask=causal"])
+    for picture in mask_pictures(config):
+        video = slice(0, picture.lengths["video"])
+        assert torch.equal(picture.table[video, video], torch.ones_like(picture.table[video, video]).tril())
+    assert Causal() in list(network(config, parts(config).solution).rule().leaves())
+
+
+def test_a_new_mask_is_one_class_with_one_decorator():
+    with mock.patch.dict(masks._classes):
+
+        @masks.register("itself")
+        @dataclass(frozen=True)
+        class Itself(Mask):
+            """Every token sees its own moment alone."""
+
+            def allows(self, query, key):
+                return query.seconds == key.seconds
+
+        config = load(["variant=dual_tower", "budget.parameters=300_000", "attention.mask=itself"])
+        parts(config)
+        for picture in mask_pictures(config):
+            video = slice(0, picture.lengths["video"])
+            assert torch.equal(picture.table[video, video], torch.eye(picture.lengths["video"], dtype=torch.bool))

@@ -21,6 +21,7 @@ from nava_lab import registry
 from nava_lab.registry import PACKAGE, nearest
 
 CONFIGS = PACKAGE.parent / "configs"
+SHORT = "warm_start"  # warm_start=PATH is warm_start.path=PATH
 GROUPS = {
     "variant": registry.variants,
     "world": registry.worlds,
@@ -102,6 +103,21 @@ class Conditioning:
 
 
 @dataclass
+class WarmStart:
+    """A published checkpoint to start from: ``warm_start=PATH`` for short.
+
+    ``path``: a safetensors file, the index of its shards, or their folder. ``coverage``: least share of its parameters that
+    must find a place. ``ends``: also embedders, heads and the text's encoder, which must agree in channels and features.
+    ``digest``: what it holds, settled when the config is read, so that a run's identity knows the weights themselves.
+    """
+
+    path: str = ""
+    coverage: float = 0.9
+    ends: bool = True
+    digest: str = ""
+
+
+@dataclass
 class Machine:
     """What a run trains on.
 
@@ -144,6 +160,7 @@ class Config:
     evaluation: Evaluation
     attention: Attention
     conditioning: Conditioning
+    warm_start: WarmStart
     trainer: Machine
     logger: Logger
     output: Output
@@ -202,6 +219,7 @@ def register() -> None:
         "evaluation": evaluation,
         "attention": OmegaConf.structured(Attention),
         "conditioning": OmegaConf.structured(Conditioning),
+        "warm_start": OmegaConf.structured(WarmStart),
         "trainer": OmegaConf.structured(Machine),
         "logger": OmegaConf.structured(Logger),
         "output": OmegaConf.structured(Output),
@@ -282,6 +300,9 @@ def composed(overrides: Sequence[str], config_name: str = "train") -> DictConfig
     try:
         check_choices(overrides)
         register()
+        overrides = [
+            f"{SHORT}.path={part.removeprefix(f'{SHORT}=')}" if part.startswith(f"{SHORT}=") else part for part in overrides
+        ]
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             return compose(config_name, overrides=list(overrides))
@@ -326,7 +347,7 @@ def known_keys() -> list[str]:
     from nava_lab.training.settings import Training
 
     plain = {"budget": Budget, "training": Training, "flow": Flow, "evaluation": Evaluation, "attention": Attention}
-    plain |= {"conditioning": Conditioning}
+    plain |= {"conditioning": Conditioning, "warm_start": WarmStart}
     for name, cls in (plain | {"trainer": Machine, "logger": Logger, "output": Output}).items():
         keys += [f"{name}.{part.name}" for part in dataclasses.fields(cls)]  # type: ignore[arg-type]
     return [*dict.fromkeys(keys), *choices()]
@@ -351,6 +372,11 @@ def typed(composed_config: DictConfig) -> Config:
     off = guidance_defaults()
     guided = {name: value for name, value in plain["evaluation"]["guidance"].items() if value != off[name]}
     plain["evaluation"]["guidance"] = guided
+    # So is a warm start that is none.
+    parts["warm_start"] = _settled_start(parts["warm_start"], parts["flow"].prediction)
+    plain["warm_start"] = dataclasses.asdict(parts["warm_start"])
+    if not parts["warm_start"].path:
+        del plain["warm_start"]
     if not isinstance(parts["seed"], int) or parts["seed"] < 0:
         raise ConfigError(f"seed={parts['seed']} must be a whole number of at least 0")
     # The fields that it sets are what a run's identity keeps.
@@ -364,6 +390,30 @@ def typed(composed_config: DictConfig) -> Config:
     parts["trainer"] = dataclasses.replace(parts["trainer"], **settled(parts["trainer"]))
     resolved = {name: plain[name] for name in plain if name in names}
     return Config(**{name: parts[name] for name in names}, resolved=resolved)
+
+
+def _settled_start(start: WarmStart, prediction: str) -> WarmStart:
+    """A warm start with the digest of its checkpoint, unless it has one: a finished run is read without its checkpoint."""
+    if not start.path:
+        changed = [part.name for part in dataclasses.fields(WarmStart) if getattr(start, part.name) != part.default]
+        if changed:
+            raise ConfigError(f"warm_start.{changed[0]} says how a checkpoint is taken, and there is none: set warm_start=PATH")
+        return start
+    if not 0 <= start.coverage <= 1:
+        raise ConfigError(f"warm_start.coverage={start.coverage} must lie between 0 and 1")
+    if prediction != "velocity":
+        raise ConfigError(
+            f"warm_start={start.path}: such a checkpoint predicts velocities, and flow.prediction={prediction} would read them "
+            "otherwise; set flow.prediction=velocity"
+        )
+    if start.digest:
+        return start
+    from nava_lab.checkpoints.files import digest
+
+    try:
+        return dataclasses.replace(start, digest=digest(start.path))
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"warm_start: {error}") from None
 
 
 def settled(machine: Machine) -> dict[str, Any]:

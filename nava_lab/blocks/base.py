@@ -65,7 +65,7 @@ class Given:
         text: text features per modality, in that modality's width; empty without cross-attention.
         mask: the rule between tokens, padding included.
         clock: seconds to angles.
-        backend: the attention backend's name.
+        backend: the attention backend's name, or a stand-in for all of them (the memory estimate has one).
         text_visible: whether the generated modalities may see the text in these layers.
         specs: rates and codecs of the generated modalities, for the clock.
         levels: the levels' embeddings themselves, ``b 1|n d``, for layers that project them on their own.
@@ -80,7 +80,7 @@ class Given:
     text: Mapping[str, Tensor]
     mask: Mask
     clock: Clock
-    backend: str = "auto"
+    backend: str | Callable[..., Tensor] = "auto"
     text_visible: bool = True
     specs: Mapping[str, ModalitySpec] = field(default_factory=dict)
     levels: Mapping[str, Tensor] = field(default_factory=dict)
@@ -123,7 +123,10 @@ class Given:
             positions = [self._placed(name, time_only) for name in order]
             batch = max(part.shape[0] for part in positions)
             joined = torch.cat([part.expand(batch, -1, -1) for part in positions], 1)
-            self._memo[key] = self.clock.table(joined, head_dim, time_only, key[-1])
+            still = self.clock.layout == "spread" and not any(
+                self.specs[name].grid != (1, 1) for name in order if name in self.specs
+            )
+            self._memo[key] = self.clock.table(joined, head_dim, time_only or still, key[-1])
         return self._memo[key]
 
     def _placed(self, name: str, aligned: bool) -> Tensor:
@@ -132,7 +135,9 @@ class Given:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, visible: Visible | None) -> Tensor:
         """``b q h e``; what ``visible`` answered decides who sees whom."""
-        return attend(query, key, value, visible, self.backend)
+        if isinstance(self.backend, str):
+            return attend(query, key, value, visible, self.backend)
+        return self.backend(query, key, value, visible)
 
 
 @runtime_checkable

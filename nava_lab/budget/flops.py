@@ -64,11 +64,14 @@ def _exclusive(paths: Mapping[str, Mapping[object, int]]) -> dict[str, Counter]:
 
 
 def _part(model: nn.Module, path: str) -> str:
-    """The part that a module belongs to, by the nearest tag above it."""
-    part, module = "projections", model
+    """The part that a module belongs to: the nearest one named above it, else the nearest budget group."""
+    part, module, named = "projections", model, False
     for name in path.split(".") if path else ():
         module = getattr(module, name) if not name.isdigit() else module[int(name)]
-        part = getattr(module, "part", None) or getattr(module, "budget_group", None) or part
+        if own := getattr(module, "part", None):
+            part, named = own, True
+        elif not named:
+            part = getattr(module, "budget_group", part)
     return part if part in PARTS else "projections"
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +57,7 @@ class Memory:
 
 def memory(variant: Variant, interface: Interface, size: Size | Dims, average: bool = True) -> Memory:
     """The estimate; ``average`` is whether training keeps an average of the weights."""
-    thin = Thin.of(variant, interface, size)
+    thin = Thin.of(variant, interface, size, twice=True)
     weights = FLOAT * thin.parameters
     return Memory(weights, 2 * weights, weights if average else 0, _activations(thin, interface))
 
@@ -84,7 +85,7 @@ def _activations(thin: Thin, interface: Interface) -> int:
     for name, block in model.blocks.named_children():
         hooks.append(block.register_forward_pre_hook(lambda module, given, name=name: enter(f"blocks.{name}")))
         hooks.append(block.register_forward_hook(lambda module, given, made: enter("")))
-    backend, model.backend = model.backend, "sdpa"
+    backend, model.backend = model.backend, _fused  # type: ignore[assignment]
     try:
         with saved_tensors_hooks(note, lambda tensor: tensor), torch.enable_grad():
             model(*dummy_inputs(interface, 1, "meta"))
@@ -93,6 +94,24 @@ def _activations(thin: Thin, interface: Interface) -> int:
         for hook in hooks:
             hook.remove()
     return sum(bytes_ * thin.times(f"{path}.") for path, bytes_ in kept.items())
+
+
+class _Fused(torch.autograd.Function):
+    """What fused attention keeps: queries, keys, values, its output and a number per query and head."""
+
+    @staticmethod
+    def forward(context: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        made = torch.empty_like(query)
+        context.save_for_backward(query, key, value, made, query.new_empty(query.shape[:-1]))
+        return made
+
+    @staticmethod
+    def backward(context: Any, *grads: Tensor) -> Any:
+        raise RuntimeError("the memory estimate runs no backward pass")
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor, visible: object) -> Tensor:
+    return _Fused.apply(query, key, value)
 
 
 def _storage(tensor: Tensor | nn.Parameter) -> int:

@@ -24,12 +24,17 @@ class Thin:
     layers: tuple[int, ...]
 
     @staticmethod
-    def of(variant: Variant, interface: Interface, size: Size | Dims) -> Thin:
+    def of(variant: Variant, interface: Interface, size: Size | Dims, twice: bool = False) -> Thin:
+        """Each kind once, or ``twice`` where there are several: the first of them makes what the others find made."""
         counts: dict[Stage, int] = {}
         for stage in variant.plan():
             kind = replace(stage, layers=1, label="")
             counts[kind] = counts.get(kind, 0) + stage.layers
-        return Thin(on_meta(_with_stages(variant, tuple(counts)), interface, size), tuple(counts.values()))
+        if not twice:
+            return Thin(on_meta(_with_stages(variant, tuple(counts)), interface, size), tuple(counts.values()))
+        pairs = [(kind, times) for kind, count in counts.items() for times in ((1, count - 1) if count > 1 else (1,))]
+        stages, layers = zip(*pairs, strict=True)
+        return Thin(on_meta(_with_stages(variant, stages), interface, size), layers)
 
     def times(self, path: str) -> int:
         """How often what lies at a module's or parameter's path counts in the whole model."""

@@ -36,6 +36,10 @@ def catalogue(short: bool) -> str:
         return "\n".join(lines) + "\n"
     settings = [
         ("every variant", "variant", "models/variant.py", "Variant"),
+        ("every layer", "variant.layers", "blocks/options.py", "Traits"),
+        ("before and after the layers", "variant.ends", "blocks/options.py", "Ends"),
+        ("clock", "variant.clock", "layers/rotary.py", "Clock"),
+        ("bridge of towers (None: as its kind has it)", "variant.bridge", "models/towers.py", "Bridge"),
         ("every world of flashes and sounds", "world", "worlds/staged.py", "Staged"),
         ("budget", "budget", "budget/solve.py", "Budget"),
         ("training", "training", "training/settings.py", "Training"),
@@ -43,6 +47,7 @@ def catalogue(short: bool) -> str:
         ("sampling and scoring", "evaluation", "config.py", "Evaluation"),
         ("attention", "attention", "config.py", "Attention"),
         ("conditioning", "conditioning", "config.py", "Conditioning"),
+        ("warm start (warm_start=PATH for short)", "warm_start", "config.py", "WarmStart"),
         ("machine", "trainer", "config.py", "Machine"),
         ("output", "output", "config.py", "Output"),
     ]
@@ -50,7 +55,11 @@ def catalogue(short: bool) -> str:
         tree = ast.parse((PACKAGE / file).read_text(encoding="utf-8"))
         node = next(part for part in tree.body if isinstance(part, ast.ClassDef) and part.name == class_name)
         lines.append(f"Settings, {title}:")
-        lines += [f"  {key}.{field}={default}" for field, default in _fields(node) if default not in ("None",) or key == "budget"]
+        lines += [
+            f"  {key}.{field}={default}"
+            for field, default in _fields(node)
+            if default not in ("None",) or key in ("budget", "variant.bridge")
+        ]
     lines += ["  seed=0", "  difficulty=medium    (easy, medium, hard: sets the field by which a world grows harder)"]
     lines.append("Guidance (all off):")
     for entry in guidance.entries.values():

@@ -55,6 +55,23 @@ class WordTokenizer:
         return [" ".join(self.words[number] for number in row if number not in (PAD, NULL)) for row in ids.tolist()]
 
 
+class MarkingTokenizer(WordTokenizer):
+    """A tokenizer one of whose words marks spans: the i-th time it is said, the i-th span."""
+
+    def __init__(self, words: Sequence[str], length: int, mark: str):
+        super().__init__(words, length)
+        self.mark = mark
+
+    def __call__(self, captions: Sequence[str]) -> Stream:
+        plain = super().__call__(captions)
+        return replace(plain, span=self.spans(plain.tokens))
+
+    def spans(self, ids: Int[Tensor, "b l"]) -> Int[Tensor, "b l"]:
+        """The span that each word marks; -1 for none."""
+        marks = ids == self.ids[self.mark]
+        return torch.where(marks, marks.long().cumsum(1) - 1, -1)
+
+
 def closed_up(ids: Int[Tensor, "b l"], length: int) -> Int[Tensor, "b {length}"]:
     """Ids with the padding between words moved behind them, at a fixed length."""
     order = (ids == PAD).long().argsort(dim=1, stable=True)

@@ -23,6 +23,7 @@ class Loss(WorldMetric):
 
     needs = "losses"
     shown = ("loss",)
+    higher_is_better_by_score = {"loss": False}
 
     @classmethod
     def direction(cls, score: str) -> bool | None:

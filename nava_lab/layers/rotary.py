@@ -4,7 +4,8 @@ Each pair of a head's channels turns by ``position * frequency``; a logit then d
 (Su et al. 2021, RoFormer). Positions are seconds times ``hz``, so streams of any two rates share one clock: at 6 Hz and a
 25 Hz audio stream the audio's frequencies come out scaled by 6/25 = 0.24, NAVA's factor. Two layouts give channels to time,
 row and column: ``axes`` cuts every head in three (Wan2.1: ``d - 4 (d // 6)``, ``2 (d // 6)``, ``2 (d // 6)``); ``spread`` runs
-through frequencies across all heads, each frequency for all axes (LTX-2).
+through frequencies across all heads, each frequency for all axes, or for time alone in a row of tokens without rows and columns
+(LTX-2).
 
 Shape letters: b batch, n tokens, h heads, e channels of a head, p = e / 2 pairs, f frequencies.
 """

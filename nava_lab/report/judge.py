@@ -81,9 +81,11 @@ class Judged:
         if self.outcome == "refused":
             return "; ".join(self.unequal) or "they share no finished seed"
         digits = 1 if score.endswith("_ms") else 3
+        if n == 1:
+            return f"{signed(self.found.interval.mean, digits)} at one seed"
         size = "{} [{}, {}]".format(*(signed(value, digits) for value in self.found.interval))
         if self.outcome == "exploratory":
-            return f"{size} over {n} seed{'s' if n > 1 else ''}"
+            return f"{size} over {n} seeds"
         test = f"{n} paired seeds, sign-flip {p_value(self.p)}" + (f" after Holm over {among} contrasts" if among > 1 else "")
         bound = {"equal": "p", "no worse": "lower", "no better": "upper"}.get(self.outcome)
         return f"{size} ({test}{f'; TOST {p_value(getattr(self.within, bound))}' if bound else ''})"

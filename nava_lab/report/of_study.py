@@ -49,7 +49,7 @@ def compare_study(folder: Path) -> Comparison:
         planned=sum(run.phase == CONFIRMATION for run in result.runs),
         laws=_laws(result, runs),
         law_axes=(study.scaling.size, study.scaling.metric) if study.scaling else ("parameters", "loss"),
-        axes={point.label: point.levels for point in study.points},
+        axes={point.label: point.levels for point in result.points},
         extra=_extra(result),
     )
     return concluded(made)
@@ -61,7 +61,7 @@ def _confirmed(result: StudyResult) -> tuple[list[Run], list[str]]:
     for planned in result.runs:
         if planned.phase != CONFIRMATION:
             continue
-        point = result.study.point(planned.point)
+        point = result.point(planned.point)
         name = f"{planned.point}, seed {planned.seed}"
         if planned.state != "finished" or planned.folder is None:
             left_out.append(f"{name}: {planned.state}" + (f" ({planned.error})" if planned.error else ""))
@@ -121,7 +121,7 @@ def _laws(result: StudyResult, runs: Sequence[Run]) -> dict[str, Scaling]:
     asked = result.study.scaling
     if asked is None:
         return {}
-    levels = {point.label: point.levels for point in result.study.points}
+    levels = {point.label: point.levels for point in result.points}
     series: dict[str, dict[float, dict[int, float]]] = {}
     for run in runs:
         value = run.value(asked.metric)

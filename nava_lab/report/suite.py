@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 
 from nava_lab.config import load
+from nava_lab.evaluation.floor import floors
 from nava_lab.evaluation.suite import Row, exact_scores
 from nava_lab.registry import nearest, worlds
 from nava_lab.report.table import interval
@@ -22,6 +23,8 @@ def procedural() -> list[str]:
 
 def main(arguments: Sequence[str]) -> int:
     """Print a table, or with ``--json`` the rows."""
+    if "--floor" in arguments:
+        return _print_floor([part for part in arguments if part != "--floor"])
     names, difficulties, clips = _read(arguments)
     began, rows = time.monotonic(), []
     for name in names:
@@ -36,6 +39,16 @@ def main(arguments: Sequence[str]) -> int:
         wrong = [f"{row.world} {row.score}" for _, row in rows if not row.holds]
         print(f"{clips} test clips, {seconds:.0f} s; not as it should be: {', '.join(wrong) or 'none'}")
     return int(not all(row.holds for _, row in rows))
+
+
+def _print_floor(arguments: Sequence[str]) -> int:
+    """How far the decoder itself is from the truth."""
+    if arguments:
+        raise ValueError(f"--floor stands alone, without {' '.join(arguments)}: the decoder is the same for every world")
+    print(f"{'decoder of':10} noise   median   95th percentile   clips miscounted")
+    for row in floors(worlds.get("pulse")()):
+        print(f"{row.modality:10} {row.sigma:5g} {row.median:6.1f} ms {row.tail:14.1f} ms   {row.miscounted:16.1%}")
+    return 0
 
 
 def _read(arguments: Sequence[str]) -> tuple[list[str], list[str], int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from rich.console import Console
 from rich.padding import Padding
@@ -130,25 +129,3 @@ def _cost(run: Run) -> dict[str, str]:
         "FLOPs/sample": short(made["flops_per_sample"]),
         "active": short(made["parameters"]["active_per_token"]),
     }
-
-
-def print_description(described: Mapping[str, Any], console: Console | None = None) -> None:
-    """What ``nava describe`` prints without ``--json``."""
-    console = console or Console()
-    console.print(f"[bold]{described['variant']}[/bold] on {described['world']}: {described['summary']}")
-    stages = Table("stage", "layers", "block", header_style="bold")
-    for stage in described["stages"]:
-        stages.add_row(stage["label"] + ("" if stage["text"] else ", without text"), str(stage["layers"]), stage["block"])
-    console.print(stages)
-    groups = Table("group", "parameters", "share", header_style="bold")
-    total = described["parameters"]["total"]
-    for name, count in described["parameters"]["groups"].items():
-        groups.add_row(name, f"{count:,}", f"{count / total:.1%}")
-    groups.add_row("[bold]total[/bold]", f"[bold]{total:,}[/bold]", "100.0%")
-    console.print(groups)
-    active = ", ".join(f"{name} {short(count)}" for name, count in described["parameters"]["active"].items())
-    console.print(f"active per token: {described['parameters']['active_per_token']:,.0f} on average ({active})")
-    console.print(f"training FLOPs per sample: {short(described['flops_per_sample'])}")
-    attention = described["attention"]
-    console.print(f"attention: {attention['backend']} ({attention['why']})")
-    console.print("budget: " + "; ".join(described["budget"]["steps"]))

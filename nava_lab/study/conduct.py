@@ -116,7 +116,7 @@ def _together(folder: Path, place: str, wish: Wish, tell: Tell) -> None:
     """Workers in processes of their own; one that dies is reported, and the others take over what it was at."""
     environment = {"OMP_NUM_THREADS": str(threads_for(wish.workers)), **os.environ}
     path = os.pathsep.join(part for part in (str(CONFIGS.parent), os.environ.get("PYTHONPATH", "")) if part)
-    command = [sys.executable, "-m", "nava_lab.study.worker", str(folder), place, str(wish.lease_s)]
+    command = [sys.executable, "-m", "nava_lab.study.worker", str(folder), place, str(wish.lease_s), str(os.getpid())]
     gpus = _gpus()
     processes: list[subprocess.Popen] = []
     for number in range(wish.workers):

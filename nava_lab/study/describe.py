@@ -3,23 +3,81 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from nava_lab.attention import Padding, Tokens, Visible, Window
 from nava_lab.attention.attend import AUTO, choose
 from nava_lab.attention.picture import Picture
-from nava_lab.config import Config
+from nava_lab.blocks.base import Dims
+from nava_lab.budget import Budget, measure
+from nava_lab.budget.memory import memory
+from nava_lab.budget.solve import Solution
+from nava_lab.config import Config, ConfigError, explain, load
 from nava_lab.models.look import full_clip, pictures
+from nava_lab.models.variant import Size, released
 from nava_lab.registry import variants
-from nava_lab.streams import TEXT
+from nava_lab.streams import TEXT, Interface
 from nava_lab.study.build import interface, parts, rules
+
+SIZE = "size"  # the key by which a published size is asked for: size=published, or size=NAME of one of several
+PUBLISHED = "published"
+
+
+def described(overrides: Sequence[str]) -> dict[str, Any]:
+    """What the overrides would build; with ``size=published`` (or the name of a release), a system as it was released."""
+    asked = next((part.split("=", 1)[1] for part in overrides if part.startswith(f"{SIZE}=")), None)
+    overrides = [part for part in overrides if not part.startswith(f"{SIZE}=")]
+    config = load(overrides)
+    if asked is None:
+        return description(config)
+    budget = [part for part in overrides if part.startswith("budget.")]
+    if budget:
+        raise ConfigError(f"{budget[0]}: {SIZE}={asked} is a size already; leave one of them out")
+    try:
+        name = "" if asked == PUBLISHED else asked
+        _, found = released(type(config.variant), name)
+        config = load([*_as_overrides(found.fields), *overrides])
+        cost = measure(config.variant, found.interface, found.dims)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    step = f"as released ({found.source}), on its own latents"
+    budget_made = Budget(width=max(found.dims.widths.values()), hidden=max(found.dims.hidden.values()))
+    solution = Solution(Size(budget_made.width or 0, budget_made.hidden or 0), cost, budget_made, float(cost.total), (step,))
+    return _description(config, found.interface, found.dims, solution, 1)
+
+
+def combinations(overrides: Sequence[str]) -> list[list[str]]:
+    """Every combination of the values of ``key=a,b``."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        return [list(job) for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+    except Exception as error:  # Hydra's grammar errors share no public base class
+        raise ConfigError(explain(error, overrides)) from None
+
+
+def _as_overrides(fields: Mapping[str, Any]) -> list[str]:
+    def shown(value: Any) -> str:
+        if isinstance(value, Mapping):
+            return "{" + ", ".join(f"{key}: {shown(inner)}" for key, inner in value.items()) + "}"
+        return str(value).lower() if isinstance(value, bool) else str(value)
+
+    return [f"variant.{key}={shown(value)}" for key, value in fields.items()]
 
 
 def description(config: Config) -> dict[str, Any]:
-    """Stages, parameters, FLOPs and how the budget was met; builds on the meta device only."""
+    """Stages, parameters, FLOPs, memory and how the budget was met; builds on the meta device only."""
     solution = parts(config).solution
+    return _description(config, interface(config), solution.size, solution, config.training.batch_size)
+
+
+def _description(config: Config, face: Interface, size: Size | Dims, solution: Solution, batch: int) -> dict[str, Any]:
     cost, budget = solution.cost, solution.budget
     entry = variants.entries.get(config.variant.name)
+    held = memory(config.variant, face, size, bool(config.training.ema_half_life))
     return {
         "variant": config.variant.name,
         "world": config.world.name,
@@ -31,6 +89,7 @@ def description(config: Config) -> dict[str, Any]:
                 "layers": stage.layers,
                 "block": _sentence(stage.config),
                 "text": stage.text,
+                "only": list(stage.only),
             }
             for stage in config.variant.plan()
         ],
@@ -41,7 +100,9 @@ def description(config: Config) -> dict[str, Any]:
             "groups": dict(cost.groups),
         },
         "flops_per_sample": cost.flops_per_sample,
-        "attention": _attention(config),
+        "flops_by_part": {part: 3 * flops for part, flops in cost.flops.items()},
+        "memory": {"batch": batch, "total": held.total(batch), **held.parts(batch)},
+        "attention": _attention(config, face),
         "budget": {
             "kind": budget.kind,
             "requested": budget.requested,
@@ -51,12 +112,12 @@ def description(config: Config) -> dict[str, Any]:
     }
 
 
-def _attention(config: Config) -> dict[str, str]:
+def _attention(config: Config, face: Interface) -> dict[str, str]:
     """Which backend training and sampling take on this config's device, and why."""
     device = config.trainer.accelerator
     if config.attention.backend != AUTO:
         return {"backend": config.attention.backend, "why": "as set", "device": device}
-    streams, _, text = full_clip(interface(config))
+    streams, _, text = full_clip(face)
     names = (*streams, TEXT)
     tokens = Tokens.of({**streams, TEXT: text}, names, names)
     visible = Visible.of(Padding() & Window(config.attention.window_s), tokens, tokens)

@@ -15,6 +15,7 @@ from nava_lab.config import Config, ConfigError, from_file
 from nava_lab.models.denoiser import Denoiser
 from nava_lab.rng import stable_seed
 from nava_lab.study.build import Parts, network, parts
+from nava_lab.study.warm import start_warm
 from nava_lab.training.callbacks import MetricsLog, Progress, averaging, checkpoints, newest_checkpoint
 from nava_lab.training.data import WorldData
 from nava_lab.training.loggers import finish_loggers, make_logger
@@ -49,7 +50,10 @@ def train(config: Config, built: Parts, folder: Path, tell: Tell = print, watche
     ``watchers`` see the training and may end it, with an error of their own.
     """
     torch.manual_seed(stable_seed("init", config.seed))
-    module = GenerativeModule(network(config, built.solution), built.objective, built.drawing, config.training, config.seed)
+    model = network(config, built.solution)
+    if config.warm_start.path and newest_checkpoint(folder / "checkpoints", tell) is None:
+        start_warm(config, model, tell)
+    module = GenerativeModule(model, built.objective, built.drawing, config.training, config.seed)
     if config.trainer.compile:
         module.network.compile()
     clock = WallTime()

@@ -17,8 +17,21 @@ from typing import Any
 from nava_lab.registry import PACKAGE, variants
 
 FLOORS = (
-    *("rng.py", "streams.py", "layers", "attention", "conditioning", "blocks", "models", "budget", "media", "worlds", "flow"),
-    *("training", "evaluation", "study/build.py", "study/fit.py", "study/run.py"),
+    *(
+        "rng.py",
+        "streams.py",
+        "layers",
+        "attention",
+        "conditioning",
+        "blocks",
+        "models",
+        "budget",
+        "checkpoints",
+        "media",
+        "worlds",
+        "flow",
+    ),
+    *("training", "evaluation", "study/build.py", "study/fit.py", "study/warm.py", "study/run.py"),
 )
 NOT_PART = ("output", "logger")
 

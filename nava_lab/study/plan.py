@@ -147,9 +147,10 @@ def _built(study: Study, point: Point, at: Sequence[Mapping[str, Any]]) -> tuple
 def _check(study: Study, point: Point, config: Config) -> None:
     """Refuse what would only show after training."""
     where, tuning = f"{study.name}, {point.key}", study.tuning
-    declared = {score for name in config.world.metrics for score in metrics.get(name).higher_is_better_by_score}
+    chosen = [metrics.get(name) for name in config.world.metrics]
     for score in {study.metric, *([tuning.metric] if tuning else ())} - {VALIDATION_LOSS}:
-        if not {score, score.split("@")[0]} & declared:
+        if all(part.direction(score) is None for part in chosen):
+            declared = [name for part in chosen for name in part.higher_is_better_by_score]
             raise StudyError(f"{where}: world {config.world.name} has no score {score}; {nearest(score, sorted(declared))}")
     if tuning is None:
         return

@@ -105,6 +105,10 @@ class StudyResult:
             return self.study.points
         return tuple(front_point(self.study.point(choice.point), choice) for choice in self.choices.values())
 
+    def point(self, key: str) -> Point:
+        """One of ``points`` by its key."""
+        return next(point for point in self.points if point.key == key)
+
     @property
     def complete(self) -> bool:
         """Whether nothing is left to do (failed runs stay failed until they are retried)."""

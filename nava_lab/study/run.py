@@ -39,6 +39,7 @@ from nava_lab.study import record
 from nava_lab.study.build import Parts, parts
 from nava_lab.study.fit import load_model, train
 from nava_lab.study.identity import code_fingerprint, git_revision, run_hash, run_name, variant_fingerprint
+from nava_lab.study.warm import check_start
 from nava_lab.training.loggers import check_logger
 
 Tell = Callable[[str], None]
@@ -69,7 +70,10 @@ def prepared(config: Config) -> Parts:
         raise ConfigError(
             f"world {config.world.name} holds out {held_out} clips for the {split} and scores need 2: raise world.{split}_share"
         )
-    return parts(config)
+    built = parts(config)
+    if config.warm_start.path and Path(config.warm_start.path).exists():
+        check_start(config, built.solution)
+    return built
 
 
 def run(config: Config, tell: Tell = print, watchers: Sequence[pl.Callback] = ()) -> Path:

@@ -21,12 +21,11 @@ def higher_is_better(score: str) -> bool:
     """The direction that some metric declares for a score; StudyError where none does."""
     if score == VALIDATION_LOSS:
         return False
-    known: dict[str, bool] = {}
     for name in metrics:
-        known |= metrics.get(name).higher_is_better_by_score
-    for key in (score, score.split("@")[0]):
-        if key in known:
-            return known[key]
+        found = metrics.get(name).direction(score)
+        if found is not None:
+            return bool(found)
+    known = [part for name in metrics for part in metrics.get(name).higher_is_better_by_score]
     raise StudyError(f"no metric declares whether a high or a low {score} is good; {nearest(score, sorted(known))}")
 
 
@@ -92,7 +91,8 @@ def choose(study: Study, point: Point, slots: Mapping[str, Slot]) -> list[Choice
     up = higher_is_better(tuning.metric)
 
     def choice(trial: optuna.trial.FrozenTrial, front: int = 0) -> Choice:
-        bounds = {part.key: bound for part in tuning.space if (bound := part.bound(trial.params[part.key]))}
+        space = () if front else tuning.space  # a front spans its space
+        bounds = {part.key: bound for part in space if (bound := part.bound(trial.params[part.key]))}
         return Choice(point.key, dict(trial.params), trial.values[0], len(ended), pruned, failed, bounds, front)
 
     if not ended:

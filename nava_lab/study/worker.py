@@ -1,7 +1,8 @@
 """A worker: takes what is left of a study, one run after the other, until nothing is.
 
-    python -m nava_lab.study.worker FOLDER STORAGE LEASE_S
+    python -m nava_lab.study.worker FOLDER STORAGE LEASE_S PARENT
 
+PARENT is the process that started it: a worker ends when that is gone.
 Any number of workers may be at one study, on any machines that reach its storage and its folder.
 """
 
@@ -161,8 +162,7 @@ class Worker:
 
 def main(arguments: list[str]) -> None:
     quieten()
-    folder, place, lease_s = Path(arguments[0]), arguments[1], float(arguments[2])
-    parent = os.getppid()
+    folder, place, lease_s, parent = Path(arguments[0]), arguments[1], float(arguments[2]), int(arguments[3])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
 
     def tell(message: str) -> None:
@@ -170,7 +170,10 @@ def main(arguments: list[str]) -> None:
 
     # A worker whose starter was killed must not go on unseen beside those that are started next.
     worker = Worker(Ledger(load_study(folder).study, folder, place, lease_s), tell, lambda: os.getppid() != parent)
-    worker.work()
+    try:
+        worker.work()
+    except KeyboardInterrupt:
+        sys.exit(130)  # whoever started it says what there is to say
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ class GenerativeModule(pl.LightningModule):
         loss = self.objective.total(losses, counts)
         if not bool(torch.isfinite(loss)):
             raise FloatingPointError(
-                f"the loss is {float(loss)} at step {self.global_step}; the last checkpoint is whole: lower training.lr"
+                f"the loss is {float(loss.detach())} at step {self.global_step}; the last checkpoint is whole: lower training.lr"
             )
         means = self.objective.means(losses, counts)
         parts = {f"train/loss_{name}": mean.detach() for name, mean in means.items() if name not in counts or counts[name] > 0}

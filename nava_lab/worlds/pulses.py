@@ -85,6 +85,9 @@ class Pulse:
         return torch.stack([(response * part.unsqueeze(-1)).sum(-2) for part in each], 1)
 
 
+REACH = 40  # candidates on either side among which an onset is moved
+
+
 @dataclass(frozen=True)
 class Decoder:
     """Non-negative matching pursuit for pulses in traces.
@@ -120,48 +123,51 @@ class Decoder:
         candidates = torch.arange(0, length - 0.5 / pulse.hz, self.grid, device=y.device, dtype=torch.float64)
         atoms = pulse.response(candidates)
         norms = atoms.norm(dim=-1)
-        onsets = y.new_zeros((len(y), self.most))
+        places = torch.zeros((len(y), self.most), dtype=torch.long, device=y.device)  # of the onsets among the candidates
         amplitudes = y.new_zeros((len(y), self.most))
         real = torch.zeros((len(y), self.most), dtype=torch.bool, device=y.device)
         running = torch.ones(len(y), dtype=torch.bool, device=y.device)
         for k in range(self.most):
-            left = y - pulse.trace(onsets, amplitudes)
+            left = y - _traces(atoms[places], amplitudes)
             score = (left @ atoms.T) / norms
-            near = (candidates[None, None, :] - onsets.unsqueeze(-1)).abs() < self.gap
-            score = score.masked_fill((near & real.unsqueeze(-1)).any(1), -torch.inf)
+            near = (candidates - candidates[places[:, :k]].unsqueeze(-1)).abs() < self.gap
+            score = score.masked_fill((near & real[:, :k].unsqueeze(-1)).any(1), -torch.inf)
             best = score.argmax(-1)
             amplitude = score.gather(1, best.unsqueeze(-1)).squeeze(-1) / norms[best]
             running = running & (amplitude >= self.threshold)
             if not running.any():
                 break
-            onsets[:, k] = torch.where(running, candidates[best], onsets[:, k])
+            places[:, k] = torch.where(running, best, places[:, k])
             real[:, k] = running
-            onsets, amplitudes = self._refine(pulse, y, onsets, real, k + 1)
+            places, amplitudes = self._refine(atoms, norms, y, places, real, k + 1)
         keep = real & (amplitudes >= self.threshold)
-        return onsets, amplitudes * keep, keep
+        return candidates[places], amplitudes * keep, keep
 
-    def _refine(self, pulse: Pulse, y: Tensor, onsets: Tensor, real: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        amplitudes = self._amplitudes(pulse, y, onsets, real)
-        offsets = torch.arange(-40, 41, device=y.device, dtype=torch.float64) * self.grid
+    def _refine(self, atoms: Tensor, norms: Tensor, y: Tensor, places: Tensor, real: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        amplitudes = self._amplitudes(atoms[places], y, real)
+        around = torch.arange(-REACH, REACH + 1, device=y.device)
         for _ in range(2):
             for k in range(count):
                 others = amplitudes.clone()
                 others[:, k] = 0
-                left = y - pulse.trace(onsets, others)
-                places = (onsets[:, k : k + 1] + offsets).clamp(0, pulse.frames / pulse.hz - 0.5 / pulse.hz)
-                atoms = pulse.response(places)
-                gain = (atoms * left.unsqueeze(1)).sum(-1).clamp(min=0) / atoms.norm(dim=-1)
+                left = y - _traces(atoms[places], others)
+                tried = (places[:, k : k + 1] + around).clamp(0, len(atoms) - 1)
+                gain = torch.einsum("bgt,bt->bg", atoms[tried], left).clamp(min=0) / norms[tried]
                 best = gain.argmax(-1, keepdim=True)
-                onsets[:, k] = torch.where(real[:, k], places.gather(1, best).squeeze(-1), onsets[:, k])
-            amplitudes = self._amplitudes(pulse, y, onsets, real)
-        return onsets, amplitudes
+                places[:, k] = torch.where(real[:, k], tried.gather(1, best).squeeze(-1), places[:, k])
+            amplitudes = self._amplitudes(atoms[places], y, real)
+        return places, amplitudes
 
     @staticmethod
-    def _amplitudes(pulse: Pulse, y: Tensor, onsets: Tensor, real: Tensor) -> Tensor:
+    def _amplitudes(chosen: Float[Tensor, "b k t"], y: Tensor, real: Tensor) -> Tensor:
         """Least squares over all events of each trace, clipped at zero."""
-        atoms = pulse.response(onsets) * real.unsqueeze(-1)
-        gram = atoms @ atoms.mT + torch.diag_embed((~real).double() + 1e-9)
-        return torch.linalg.solve(gram, (atoms @ y.unsqueeze(-1))).squeeze(-1).clamp(min=0) * real
+        chosen = chosen * real.unsqueeze(-1)
+        gram = chosen @ chosen.mT + torch.diag_embed((~real).double() + 1e-9)
+        return torch.linalg.solve(gram, (chosen @ y.unsqueeze(-1))).squeeze(-1).clamp(min=0) * real
+
+
+def _traces(chosen: Float[Tensor, "b k t"], amplitudes: Float[Tensor, "b k"]) -> Float[Tensor, "b t"]:
+    return (chosen * amplitudes.unsqueeze(-1)).sum(-2)
 
 
 def merge_kinds(found: list[tuple[Tensor, Tensor, Tensor]], gap: float = 0.125) -> Events:

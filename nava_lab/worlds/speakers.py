@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from nava_lab.conditioning.text import MarkingTokenizer
 from nava_lab.conditioning.timbre import with_references
 from nava_lab.registry import worlds
 from nava_lab.rng import uniform
@@ -96,6 +97,10 @@ class SpeakersWorld(Staged):
     def vocabulary(self) -> tuple[Sequence[str], int]:
         return [*self.scene.colours, "voice", *self._times], 4 * self.spans
 
+    @cached_property
+    def tokenizer(self) -> MarkingTokenizer:
+        return MarkingTokenizer(*self.vocabulary, mark="voice")
+
     def interface(self) -> Interface:
         plain = super().interface()
         return replace(plain, text=replace(plain.text, references=self.spans, timbre=self.bands))
@@ -150,9 +155,7 @@ class SpeakersWorld(Staged):
         plain = super().batch(split, index)
         extra = plain.extra
         voices = extra["voices"].gather(1, extra["speaker"].unsqueeze(-1).expand(-1, -1, self.bands))
-        marks = torch.arange(self.spans, device=index.device).repeat_interleave(4)
-        marked = (torch.arange(4 * self.spans, device=index.device) % 4 == 1) & (plain.text.tokens != 0)
-        text = replace(plain.text, span=torch.where(marked, marks, -1))
+        text = replace(plain.text, span=self.tokenizer.spans(plain.text.tokens))
         text = with_references(text, References(voices / LOUDNESS, extra["given"]))
         streams = {name: replace(part, span=self._labels(part, extra)) for name, part in plain.streams.items()}
         return Batch(streams, text, index, extra)

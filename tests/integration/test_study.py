@@ -40,14 +40,27 @@ def write(folder, steps=6, seeds=2, tuning="sampler: grid"):
     return file
 
 
+STARTED = []
+
+
+@pytest.fixture(autouse=True)
+def _none_left():
+    yield
+    for process in STARTED:
+        process.kill()
+        process.wait()
+    STARTED.clear()
+
+
 def start(folder, *arguments):
     command = [sys.executable, "-m", "nava_lab", "study", "question.yaml", *map(str, arguments)]
     env = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    STARTED.append(subprocess.Popen(command, cwd=folder, env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+    return STARTED[-1]
 
 
 def ended(process):
-    out, told = process.communicate(timeout=300)
+    out, told = process.communicate(timeout=400)
     assert process.returncode == 0, out + told
     return out + told
 
@@ -58,7 +71,7 @@ def only_study(folder):
     return load_study(found[0].parent)
 
 
-def wait_for(condition, process, limit=120):
+def wait_for(condition, process, limit=400):
     limit = time.monotonic() + limit
     while not condition():
         assert process.poll() is None, process.communicate()
@@ -86,7 +99,7 @@ def test_a_study_whose_workers_and_command_are_killed_ends_whole(tmp_path, monke
     left = children(process)
     process.kill()
     process.wait()
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + 200
     while any(os.path.exists(f"/proc/{pid}") for pid in left):  # orphans end by themselves
         assert time.monotonic() < limit
         time.sleep(0.1)
@@ -137,6 +150,8 @@ def test_failures_are_counted_pruned_trials_told_and_retried_on_request(tmp_path
     for run in result.runs:
         if run.state == "pruned":
             assert not (run.folder / "record.json").exists()
+        elif run.phase == "tuning" and run.state == "finished":
+            assert json.loads((run.folder / "record.json").read_text())["evaluation"]["split"] == "validation"
     confirmed = result.confirmations(result.points[0])
     assert [run.state for run in confirmed] == ["finished"]
     record = json.loads((confirmed[0].folder / "record.json").read_text())
@@ -174,6 +189,22 @@ def test_a_mistake_in_one_point_stops_everything_before_training(tmp_path, monke
     with pytest.raises(SystemExit):
         main(["study", str(file)])
     assert "world gaussian has no score sync_auc" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_plan_prints_every_run_and_starts_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main(["study", str(write(tmp_path)), "--plan", "--workers", "2"])
+    told = capsys.readouterr().out
+    assert "Does a study that is killed end like one that is not?" in told
+    rows = [line for line in told.splitlines() if line.startswith("│")]
+    assert len(rows) == 8
+    assert sum("trial 1" in row for row in rows) == 2
+    assert all("59," in row or "60," in row for row in rows)  # parameters
+    assert "time by 3 steps tried now" in told
+    assert "8 runs, " in told
+    assert "with 2 workers" in told
+    assert "2 seeds: exploratory" in told
     assert not (tmp_path / "runs").exists()
 
 

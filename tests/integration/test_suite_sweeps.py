@@ -10,7 +10,7 @@ from nava_lab.evaluation.protocol import Protocol, evaluate
 from nava_lab.registry import worlds
 from nava_lab.study.build import parts
 from nava_lab.study.run import scoring_record
-from sweeps import ladder, manipulations
+from sweeps import entangle, ladder, manipulations
 
 SMALL = [
     *("budget.parameters=300_000", "training.batch_size=4", "training.validations=0", "evaluation.steps=2", "evaluation.clips=4"),
@@ -88,3 +88,17 @@ def test_the_table_names_the_hardest_level_mastered():
     assert [ladder.rounded(steps) for steps in (0.4, 7, 1234.5, 987)] == [1, 7, 1200, 980]
     assert "null" not in ladder.climbed()
     assert set(ladder.climbed()) <= set(worlds.names())
+
+
+def test_the_slope_on_guidance_is_of_four_scorings_of_each_run(tmp_path, capsys):
+    asked = []
+
+    def scored(folder, scale, more):
+        asked.append((folder.name, scale, more))
+        return {name: {"value": 10 + 2 * scale, "low": 0.0, "high": 50.0} for name in ("sync_error_ms", "entanglement")}
+
+    (tmp_path / "run").mkdir()
+    entangle.main([str(tmp_path / "run"), "evaluation.clips=4"], scored)
+    assert asked == [("run", scale, ["evaluation.clips=4"]) for scale in (1, 2, 4, 7)]
+    assert json.loads((tmp_path / "run" / "entangle.json").read_text())["slope_ms"] == pytest.approx(2)
+    assert "| 7 | 24.000 [0.000, 50.000]" in capsys.readouterr().out

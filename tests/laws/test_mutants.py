@@ -2,19 +2,26 @@
 
 import contextlib
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from unittest import mock
 
 import pytest
 import torch
 from hypothesis import Phase, settings
 
+from nava_lab.conditioning.text import without_text
 from nava_lab.flow import draws, path
 from nava_lab.flow.draws import Drawing
 from nava_lab.flow.guidance.algebra import Guidance
+from nava_lab.flow.guidance.apg import AdaptiveProjected
 from nava_lab.flow.guidance.base import Moment
+from nava_lab.flow.guidance.cfg_zero import CFGZero
+from nava_lab.flow.guidance.modality import Modality
+from nava_lab.flow.guidance.negative import Negative
+from nava_lab.flow.guidance.rescale import Rescale
 from nava_lab.flow.guidance.text import Text
-from nava_lab.flow.levels import LevelLaw, shifted
+from nava_lab.flow.guidance.timbre import Timbre
+from nava_lab.flow.levels import LevelLaw, LogitNormal, Mode, shifted
 from nava_lab.flow.objective import Objective
 from nava_lab.flow.sampling import Sampler
 from nava_lab.flow.solvers.base import OneStep, Solver, between, move, noisier
@@ -23,6 +30,8 @@ from nava_lab.flow.solvers.dpmpp import DPMSolverPP
 from nava_lab.flow.solvers.euler import Euler
 from nava_lab.flow.solvers.heun import trapezoid
 from nava_lab.flow.solvers.sde import AncestralEuler
+from nava_lab.flow.weighting import CosMap
+from tests.laws import test_equations as equations
 from tests.laws import test_flow as flow_laws
 from tests.laws import test_guidance as guidance_laws
 from tests.laws import test_solvers as laws
@@ -276,6 +285,90 @@ PLANTED = {
         lambda: guidance_laws.TestEveryTerm().test_a_null_branch_takes_something_away_and_only_once("text"),
     ),
 }  # fmt: skip
+
+
+# Formulas that keep every general law and are not their paper's
+
+
+def everyone(call):
+    return torch.ones(len(call.text.tokens), dtype=torch.bool)
+
+
+def flipped_fit(self, name, conditional, null, moment):
+    return -null * moment.inner(name, conditional, null) / moment.inner(name, null, null)
+
+
+def fit_by_lengths(self, name, conditional, null, moment):
+    return null * (moment.inner(name, conditional, conditional) / moment.inner(name, null, null)).sqrt()
+
+
+def share_to_the_fourth(self, name, guided, conditional, moment):
+    return RESCALED(replace(self, share=self.share**4), name, guided, conditional, moment)
+
+
+def momentum_of_the_other_sign(self, term, name, direction, conditional, moment):
+    return PROJECTED(replace(self, momentum=-self.momentum), term, name, direction, conditional, moment)
+
+
+def momentum_of_the_last_direction(self, term, name, direction, conditional, moment):
+    """Remembers the direction and not what momentum has made of it."""
+    found = PROJECTED(self, term, name, direction, conditional, moment)
+    if self.momentum:
+        moment.memory[f"apg {term} {name}"] = moment.levels[name] * direction
+    return found
+
+
+RESCALED, PROJECTED = Rescale.guided, AdaptiveProjected.direction
+FORMULAS = {
+    "a fit of the other sign": (CFGZero, "null", flipped_fit, lambda: equations.test_cfg_zero_is_algorithm_1_of_its_paper(None)),
+    "a fit by lengths": (CFGZero, "null", fit_by_lengths, lambda: equations.test_cfg_zero_is_algorithm_1_of_its_paper(None)),
+    "a share to the fourth power": (
+        Rescale, "guided", share_to_the_fourth, lambda: equations.test_rescaling_is_equations_15_and_16_of_its_paper(None, 0.7),
+    ),
+    "momentum of the other sign": (
+        AdaptiveProjected, "direction", momentum_of_the_other_sign,
+        lambda: equations.test_projected_guidance_is_algorithm_1_of_its_paper(None, {"momentum": -0.5}),
+    ),
+    "momentum that does not accumulate": (
+        AdaptiveProjected, "direction", momentum_of_the_last_direction,
+        lambda: equations.test_projected_guidance_is_algorithm_1_of_its_paper(None, {"momentum": -0.5}),
+    ),
+    "a cut that drops the caption": (
+        Modality, "null",
+        lambda self, call, encode: replace(call, cut=everyone(call), text=without_text(call.text, everyone(call))),
+        lambda: equations.test_a_null_branch_is_asked_this_and_nothing_else("modality"),
+    ),
+    "no timbre that cuts attention": (
+        Timbre, "null", lambda self, call, encode: replace(call, cut=everyone(call)),
+        lambda: equations.test_a_null_branch_is_asked_this_and_nothing_else("timbre"),
+    ),
+    "a negative prompt that says nothing": (
+        Negative, "null", lambda self, call, encode: replace(call, text=without_text(call.text, everyone(call))),
+        lambda: equations.test_a_null_branch_is_asked_this_and_nothing_else("negative"),
+    ),
+    "a logistic law for a normal one": (
+        LogitNormal, "quantile", lambda self, u: torch.sigmoid(self.mean + self.std * torch.logit(u) / 1.7),
+        lambda: equations.test_logit_normal_levels_have_its_distribution(0.0, 1.0),
+    ),
+    "a mode with a sine": (
+        Mode, "quantile", lambda self, u: u - self.scale * torch.sin(2 * torch.pi * u) / 9,
+        lambda: equations.test_mode_levels_are_equation_20_of_their_paper(1.29),
+    ),
+    "another cosine weight": (
+        CosMap, "__call__", lambda self, level: 1 + level, lambda: equations.test_cosmap_weights_are_the_density_of_the_cosine_map(),
+    ),
+}  # fmt: skip
+PLANTED |= {
+    name: (lambda cls=cls, method=method, wrong=wrong: mock.patch.object(cls, method, wrong), law)
+    for name, (cls, method, wrong, law) in FORMULAS.items()
+}
+PLANTED |= {
+    f"given tokens in what {part.name} measures": (
+        lambda: mock.patch("nava_lab.flow.sampling._counted", lambda stream, clean: stream.valid),
+        lambda part=part: equations.test_given_tokens_count_in_no_norm_and_no_deviation(part),
+    )
+    for part in equations.MEASURED
+}
 
 
 @pytest.mark.parametrize("mutant", PLANTED)

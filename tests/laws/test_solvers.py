@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nava_lab.flow import path
+from nava_lab.flow.draws import noise_like
 from nava_lab.flow.levels import shifted
 from nava_lab.flow.sampling import Clean, Sampler
 from nava_lab.flow.solvers.base import Solver, noisier
@@ -235,6 +236,16 @@ def test_without_noise_the_sde_is_the_ode(solver, seed, steps, shift):
     assert torch.equal(off(x, rows, velocity)["x"], off.twin()(x, rows, velocity)["x"])
     if steps > 2:
         assert not torch.equal(solver(x, rows, velocity, generators("s", seed, range(2)))["x"], off(x, rows, velocity)["x"])
+
+
+@stochastic
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_noise_without_a_generator_for_each_sample_is_refused(solver, count):
+    velocity, x = gaussian(tensors(0, 5), tensors(1, 5).exp())[0], {"x": tensors(2, 2, 3, 5)}
+    with pytest.raises(ValueError, match=rf"2 samples of x needs as many generators, not {count}"):
+        solver(x, {"x": uniform(4)}, velocity, generators("s", 0, range(count)))
+    with pytest.raises(ValueError, match="as many generators"):
+        noise_like(small()[0], generators("s", 0, range(count)))
 
 
 @stochastic

@@ -1,4 +1,4 @@
-"""``nava describe``: what a config would build; of a world alone, what its clips are."""
+"""``nava describe``: what a config would build, a system as released, several in one table; of a world alone, its clips."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 from nava_lab.cli.words import number, only_overrides, options_of
 
 USAGE = """\
-  nava describe [KEY=VALUE ...]       stages, parameters by group, FLOPs, how the budget was met  [--json]
+  nava describe [-m] [KEY=VALUE ...]  stages, parameters by group, FLOPs by part, memory, how the budget was met  [--json]
+                                      size=published: a system as it was released; -m: several side by side
                                       --mask: a picture of who sees whom in every stage (--mask=cut: where attention is cut)
   nava describe world=NAME [...]      samples with text and events, and a page that plays them
                                       [--count N] [--from SPLIT] [--out FOLDER]
@@ -18,26 +19,32 @@ OF_A_WORLD = ("world=", "world.", "clips.", "difficulty=", "output.")  # setting
 
 def main(arguments: list[str]) -> None:
     settings = [part for part in arguments if "=" in part and not part.startswith("--")]
-    if settings and all(part.startswith(OF_A_WORLD) for part in settings) and not {"--json", "--mask"} & set(arguments):
+    if settings and all(part.startswith(OF_A_WORLD) for part in settings) and not {"--json", "--mask", "-m"} & set(arguments):
         return _world(arguments)
-    as_json = "--json" in arguments
+    as_json, many = "--json" in arguments, any(part in ("-m", "--multirun") for part in arguments)
     mask = next((part for part in arguments if part in ("--mask", "--mask=cut")), None)
-    overrides = [part for part in arguments if part not in ("--json", mask)]
+    overrides = [part for part in arguments if part not in ("--json", "-m", "--multirun", mask)]
     only_overrides(overrides)
-    from nava_lab.config import load
-    from nava_lab.study.describe import description, mask_pictures
-
-    config = load(overrides)
     if mask is not None:
-        print("\n\n".join(picture.text() for picture in mask_pictures(config, cut=mask == "--mask=cut")))
-        return
-    described = description(config)
-    if as_json:
-        print(json.dumps(described, indent=2))
-        return
-    from nava_lab.report.table import print_description
+        from nava_lab.config import load
+        from nava_lab.study.describe import mask_pictures
 
-    print_description(described)
+        if many:
+            raise ValueError(f"{mask} draws one variant at a time: leave -m out")
+        print("\n\n".join(picture.text() for picture in mask_pictures(load(overrides), cut=mask == "--mask=cut")))
+        return
+    from nava_lab.study.describe import combinations, described
+
+    made = [described(job) for job in combinations(overrides)] if many else [described(overrides)]
+    if as_json:
+        print(json.dumps(made if many else made[0], indent=2))
+        return
+    from nava_lab.report.described import print_description, print_descriptions
+
+    if many:
+        print_descriptions(made)
+    else:
+        print_description(made[0])
 
 
 def _world(arguments: list[str]) -> None:

@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> None:
         return
     result = conduct(wish, tell)
     _print_end(result)
-    _report(result.folder)
+    _report(result)
 
 
 def _print_plan(plan: Plan, workers: int) -> None:
@@ -94,11 +94,9 @@ def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _report(folder: Path) -> None:
-    """Table and page, by the report's own reading of a study."""
-    from importlib.util import find_spec
+def _report(result: StudyResult) -> None:
+    """Verdict, table and page of what is there to compare."""
+    from nava_lab.cli.commands.compare import show
 
-    if find_spec("nava_lab.report.of_study") is not None:
-        from nava_lab.cli.commands.compare import show
-
-        show([folder], None)
+    if any(run.state == "finished" for point in result.points for run in result.confirmations(point)):
+        show([result.folder], None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 USAGE = """\
   nava suite [WORLD ...]              what true clips score on every world, and what chance scores
-                                      [--difficulty easy,medium,hard|all] [--clips N] [--json]
+                                      [--difficulty easy,medium,hard|all] [--clips N] [--json]; --floor: the decoder's own error
 """
 
 

@@ -31,6 +31,7 @@ def test_settings_of_one_variant_are_told_apart(tmp_path):
     found = compare(runs)
     assert [part.label for part in found.runs] == ["unified (depth 4)", "unified (depth 8)", "align_then_fuse"]
     assert found.verdict.startswith("Exploratory: 1 seed per variant")
+    assert found.sentences[0].endswith("exploratory: +0.100 at one seed.")
     assert "over clips" in found.verdict
 
 

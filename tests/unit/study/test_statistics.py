@@ -188,6 +188,13 @@ def test_more_seeds_than_can_be_enumerated():
     assert sign_flip(x) == sign_flip(x)
 
 
+def test_differences_that_are_all_the_same_are_certain():
+    found = tost([0.0] * 8, 0.02)
+    assert (found.lower, found.upper) == (0.0, 0.0)
+    assert sign_flip([0.0] * 8) == 1.0
+    assert sign_flip([0.1] * 8) == least_p(8)
+
+
 def test_a_margin_of_nothing_is_refused():
     with pytest.raises(ValueError, match="state how much worse"):
         tost([0.1, 0.2], 0.0)

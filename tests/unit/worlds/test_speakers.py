@@ -53,6 +53,13 @@ def test_spans_are_as_written_and_everybody_speaks(spans, voices):
             assert batch.text.span[row].tolist().index(i) == 4 * i + 1
 
 
+def test_a_prompt_marks_its_spans_as_a_caption_does():
+    world = worlds.get("speakers")()
+    batch = world.batch("test", MANY[:5])
+    assert torch.equal(world.tokenizer(world.captions("test", MANY[:5])).span, batch.text.span)
+    assert world.tokenizer(["red voice 0.2s 0.6s", ""]).span.tolist() == [[-1, 0, *[-1] * 14], [-1] * 16]
+
+
 def test_references_are_the_speakers_and_tokens_carry_their_span():
     world = worlds.get("speakers")(voices=4)
     batch = world.batch("test", MANY)
@@ -92,7 +99,7 @@ def test_references_may_be_missing_and_count_where_they_are_given(missing, share
 
 def test_more_references_than_spans_are_refused():
     text = worlds.get("speakers")(spans=2).batch("test", MANY[:2]).text
-    with pytest.raises(ValueError, match="3 reference timbres and its caption marks 2 spans"):
+    with pytest.raises(ValueError, match="no word of its caption marks span 2"):
         with_references(text, References(torch.ones(2, 3, 16), torch.ones(2, 3, dtype=torch.bool)))
 
 

@@ -1,0 +1,149 @@
+"""FLOPs by part of every variant against one closed formula, written from the sublayers' shapes alone; and memory."""
+
+from collections import Counter
+
+import pytest
+from torch.autograd.graph import saved_tensors_hooks
+
+from nava_lab.attention.projections import kv_heads
+from nava_lab.blocks.joint import Joint
+from nava_lab.budget.flops import dummy_inputs, flops_by_part
+from nava_lab.budget.measure import measure
+from nava_lab.budget.memory import _fused, memory
+from nava_lab.budget.thin import Thin
+from nava_lab.models.denoiser import Denoiser, count_parameters, on_meta
+from nava_lab.models.variant import Size, with_settings
+from nava_lab.registry import variants
+from nava_lab.streams import TEXT, Interface, ModalitySpec, TextSpec
+
+SHAPES = {
+    "short": Interface({"video": ModalitySpec(6, 5, 0.08), "audio": ModalitySpec(4, 7, 0.05)}, TextSpec(3, 9)),
+    "grid": Interface({"video": ModalitySpec(12, 24, 0.1, (2, 3)), "audio": ModalitySpec(3, 11, 0.04)}, TextSpec(5, features=20)),
+}
+SIZE = Size(48, 96)
+CHANGES = {
+    "default": {},
+    "gated": {"layers.head_gates": 1.0, "layers.feed_forward": "swiglu", "layers.kv_heads": 1},
+    "late text": {"text_after": 1},
+}
+
+
+def formula(variant, interface, size):
+    """What one sample costs, by part: 2 for every multiply-add."""
+    model = on_meta(variant, interface, size)
+    dims = Denoiser.dims(variant, interface, size)
+    count = {name: spec.tokens for name, spec in interface.modalities.items()} | {TEXT: interface.text.length}
+    in_row = list(dims.names)
+    total = Counter()
+    for stage in variant.plan():
+        names = stage.only or tuple(in_row)
+        for _ in range(stage.layers):
+            total += _layer(stage.config, {name: count[name] for name in names}, dims, count[TEXT], stage.text)
+    experts = {name for stage in variant.plan() for name in getattr(stage.config, "experts", ())}
+    for name, spec in interface.modalities.items():
+        d, n, times = dims.widths[name], count[name], 2 if name in experts else 1
+        c = spec.channels
+        hidden = 8 * -(-d // 3)
+        total["embedders"] += times * 2 * n * ((7 * c * d + 3 * 7 * d * hidden) if name in variant.ends.conv else c * d)
+        total["heads"] += times * 2 * n * c * d
+    total["conditioning"] += 2 * sum(_conditioning(model, variant, interface, dims, experts))
+    if model.exchange is not None:
+        total["exchange"] += 2 * sum(part.numel() for key, part in model.exchange.named_parameters() if part.ndim == 2)
+    return {part: flops for part, flops in total.items() if flops}
+
+
+def _conditioning(model, variant, interface, dims, experts):
+    """Weights that text and levels pass, once per word or per level."""
+
+    def matrices(module):
+        named = module.named_parameters()
+        return sum(part.numel() for key, part in named if key.endswith("weight") and "words" not in key and part.ndim == 2)
+
+    words = interface.text.length
+    readers = [model.text.parts[name] for name in model.text.parts] + [model.high[name]["text"] for name in model.high]
+    yield from (words * matrices(reader) for reader in readers)
+    if model.level is not None:
+        shared = not model.level.split
+        levels = 2 if shared and model.in_sequence else 1  # one level for all, and the text's
+        yield from (levels * matrices(model.level.parts[name]) for name in model.level.parts)
+        yield from (matrices(model.high[name]["level"]) for name in model.high)
+
+
+def _layer(block, count, dims, words, reads):
+    total, joint = Counter(), isinstance(block, Joint)
+    rows = [list(count)] if joint else [[name] for name in count]
+    for row in rows:
+        n, d, h, e = sum(count[name] for name in row), dims.widths[row[0]], dims.heads[row[0]], dims.head_dim(row[0])
+        times = 2 if row[0] in getattr(block, "experts", ()) else 1
+        kv = kv_heads(h, block.kv_heads)
+        gates = d * h if block.head_gates else 0
+        total["projections"] += times * 2 * n * (d * (h + 2 * kv) * e + h * e * d + gates)
+        total["scores"] += times * 4 * n * n * h * e
+        hidden = max(1, round(dims.hidden[row[0]] * block.hidden_share))
+        total["feed_forward"] += times * 2 * n * d * hidden * (3 if block.feed_forward == "swiglu" else 2)
+        rides = getattr(getattr(block, "bridge", None), "reads_text", False)
+        if rides or block.text == "cross":
+            sets = [row] if not joint or "text" not in block.per_modality else [[name] for name in row]
+            text = words * 2 * d * h * e if block.text == "cross" else 0
+            total["text"] += times * 2 * (2 * n * d * h * e + n * gates + len(sets) * text)
+            total["text"] += times * (4 * n * words * h * e if block.text == "cross" else 0)
+    bridge = getattr(block, "bridge", None)
+    if bridge is not None and len(count) > 1:
+        for target in count:
+            for source in (name for name in count if name != target):
+                inner = min((source, target), key=lambda name: dims.widths[name])
+                inner = target if bridge.reads_text or bridge.inner == "reader" else inner
+                width = dims.heads[inner] * dims.head_dim(inner)
+                n, m, d, s = count[target], count[source], dims.widths[target], dims.widths[source]
+                own = 0 if bridge.reads_text else 2 * n * d * width
+                gates = n * d * dims.heads[inner] if not bridge.reads_text and bridge.head_gates else 0
+                total["exchange"] += 2 * (own + 2 * m * s * width + gates) + 4 * n * m * width
+    return total
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", variants.names())
+def test_flops_by_part(name, shape, change):
+    variant = variants.get(name)(depth=3)
+    settings = dict(CHANGES[change])
+    if variant.clock.layout == "spread":
+        settings.pop("layers.kv_heads", None)  # refused: each head has frequencies of its own
+    variant = with_settings(variant, settings)
+    cost = measure(variant, SHAPES[shape], SIZE)
+    assert dict(cost.flops) == formula(variant, SHAPES[shape], SIZE)
+    assert cost.flops_per_sample == 3 * sum(cost.flops.values())
+
+
+@pytest.mark.parametrize("name", variants.names())
+def test_a_thin_model_stands_for_the_whole(name):
+    variant, interface = variants.get(name)(depth=5, text_after=1), SHAPES["short"]
+    thin, whole = Thin.of(variant, interface, SIZE), on_meta(variant, interface, SIZE)
+    assert len(thin.model.blocks) < len(whole.blocks)
+    assert thin.parameters == count_parameters(whole)
+    assert flops_by_part(thin, interface) == flops_by_part(Thin(whole, (1,) * len(whole.blocks)), interface)
+
+
+@pytest.mark.parametrize("name", ["unified", "mova"])
+def test_memory_is_what_a_real_pass_keeps(name):
+    """Activations counted on a thin model without memory, against those of a whole model on a CPU."""
+    variant, interface = variants.get(name)(depth=4), SHAPES["short"]
+    found = memory(variant, interface, SIZE)
+    model = Denoiser(variant, interface, SIZE)
+    model.backend = _fused
+    known, kept, alive = {part.untyped_storage()._cdata for part in model.parameters()}, [0], []
+
+    def note(tensor):
+        if tensor.untyped_storage()._cdata not in known:
+            known.add(tensor.untyped_storage()._cdata)
+            alive.append(tensor)
+            kept[0] += tensor.untyped_storage().nbytes()
+        return tensor
+
+    with saved_tensors_hooks(note, lambda tensor: tensor):
+        model(*dummy_inputs(interface, 1, "cpu"))
+    assert found.weights == 4 * count_parameters(model)
+    assert found.activations == pytest.approx(kept[0], rel=0.02)
+    assert found.total(8) == 5 * found.weights + 8 * found.activations
+    assert memory(variant, interface, SIZE, average=False).total(8) == 4 * found.weights + 8 * found.activations
+    assert sum(found.parts(8).values()) == found.total(8)

@@ -6,6 +6,7 @@ A schedule gives one row; shifts, one for all modalities or one for each, are ap
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -59,8 +60,9 @@ class KarrasSchedule(LevelSchedule):
     least: float = 0.02
 
     def __post_init__(self) -> None:
-        if not (self.rho > 0 and self.most > self.least > 0):
-            raise ValueError(f"evaluation.schedule: rho={self.rho}, most={self.most} > least={self.least} must be positive")
+        if not (0 < self.rho < math.inf and 0 < self.least < self.most < math.inf):
+            told = f"rho={self.rho} and least={self.least} < most={self.most}"
+            raise ValueError(f"evaluation.schedule: {told} must be positive and finite")
 
     def row(self, steps: int) -> Row:
         inner = torch.linspace(1, 0, max(1, steps - 1), dtype=torch.float64)

@@ -157,15 +157,6 @@ def between(now: Levels, then: Levels, share: float) -> dict[str, float]:
     return {name: level + share * (then[name] - level) for name, level in now.items()}
 
 
-def arrives(now: Levels, then: Levels) -> bool:
-    """Whether some modality reaches level 0 in this step.
-
-    There the velocity asks for noise that is no longer visible, so a solver does not evaluate it there (Karras et al. 2022,
-    algorithm 1, does the same).
-    """
-    return any(then[name] == 0 and level > 0 for name, level in now.items())
-
-
 def noisier(x: State, now: Levels, then: Levels, noise: Noise) -> dict[str, Tensor]:
     """``x`` with fresh noise mixed in, from its levels up to those of ``then``; draws nothing where no level rises."""
     rising = {name: part for name, part in x.items() if then[name] > now[name]}

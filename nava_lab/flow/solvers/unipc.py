@@ -8,6 +8,9 @@ in units of h, both read (their section 3.1; B(h) = e^-h - 1, called bh2)
 where the corrector also counts the node it has arrived at (r = 1). A predictor over p nodes with the corrector over p + 1
 has order p + 1; as the first steps are of lower order, the whole has order 3 at most.
 
+Down to t = 0 p is at most the number of steps left, as in the authors' code (``lower_order_final``): the steps before the last
+are long in lambda, and three nodes extrapolate over them worse than two.
+
 lambda is infinite at both ends: a node at t = 1 lies infinitely far back and says nothing of a slope in lambda, so it is
 left out; into t = 0 the step takes D_0 as it is.
 
@@ -61,6 +64,8 @@ class UniPC(Solver):
         known = {name: Predictions(self.steps_used) for name in x}
         start = dict(x)  # tokens at each modality's last node, corrected
         own: dict[str, Tensor] = {}  # of these, the ones that nobody else holds
+        most: dict[str, int] = {}  # nodes that the step under way is taken over
+        used = {name: self._nodes_used([node[name] for node in nodes]) for name in x}
         for now, then in itertools.pairwise(nodes):
             v = velocity(x, now)
             moved: dict[str, Tensor] = {}
@@ -71,12 +76,18 @@ class UniPC(Solver):
                     continue
                 node = known[name].predict(part, v[name], t)
                 if known[name].nodes:
-                    start[name] = _advance(start[name], t, known[name].nodes, node, own.get(name))
+                    start[name] = _advance(start[name], t, known[name].nodes[-most[name] :], node, own.get(name))
                     own[name] = start[name]
                 known[name].keep(node)
-                moved[name] = _advance(start[name], goal, known[name].nodes, None)
+                most[name] = used[name].pop(0)
+                moved[name] = _advance(start[name], goal, known[name].nodes[-most[name] :], None)
             x = moved
         return x
+
+    def _nodes_used(self, row: Sequence[float]) -> list[int]:
+        """p of each step of a row."""
+        steps = sum(later < level for level, later in itertools.pairwise(row))
+        return [min(self.steps_used, steps - i) if row[-1] == 0 else self.steps_used for i in range(steps)]
 
 
 def _advance(x: Tensor, goal: float, known: Sequence[Node], arrived: Node | None, into: Tensor | None = None) -> Tensor:

@@ -75,10 +75,10 @@ class KarrasSchedule(LevelSchedule):
 @schedules.register("custom")
 @dataclass(frozen=True)
 class CustomSchedule(LevelSchedule):
-    """Levels as listed, between which further steps are spread evenly.
+    """Levels as listed, between which the steps are spread evenly; all are met where evaluation.steps is a multiple of theirs.
 
     Attributes:
-        levels: falling from 1 to 0; evaluation.steps must be a multiple of the listed steps.
+        levels: falling from 1 to 0, at least those two; read as a line through them, as far apart as evaluation.steps asks.
     """
 
     levels: list[float] = field(default_factory=lambda: [1.0, 0.75, 0.5, 0.25, 0.0])
@@ -90,11 +90,9 @@ class CustomSchedule(LevelSchedule):
             raise ValueError(f"evaluation.schedule.levels={row} must fall from exactly 1 to exactly 0")
 
     def row(self, steps: int) -> Row:
-        listed = len(self.levels) - 1
-        if steps % listed:
-            raise ValueError(f"evaluation.steps={steps} must be a multiple of the {listed} steps in evaluation.schedule.levels")
-        each = steps // listed
-        parts = [
-            high + (low - high) * torch.arange(each, dtype=torch.float64) / each for high, low in itertools.pairwise(self.levels)
-        ]
-        return torch.cat((*parts, torch.zeros(1, dtype=torch.float64)))
+        listed = torch.tensor(self.levels, dtype=torch.float64)
+        shared = math.gcd(steps, len(listed) - 1)
+        each, apart = steps // shared, (len(listed) - 1) // shared
+        place = torch.arange(steps) * apart  # in each-ths of a listed step: whole numbers, of which none is rounded
+        high, low = listed[place // each], listed[place // each + 1]
+        return torch.cat((high + (low - high) * (place % each) / each, torch.zeros(1, dtype=torch.float64)))

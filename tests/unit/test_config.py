@@ -57,7 +57,6 @@ def test_a_misspelt_key_or_name_meets_the_nearest_known_one(override, remedy):
         (["evaluation.guidance.text={smell: 2}"], "names smell"),
         (["evaluation.guidance.apg.norm=1"], "no term is on"),
         (["evaluation.guidance.negative.prompt=red"], "negative.scale"),
-        (["evaluation/schedule=custom", "evaluation.steps=7"], "multiple of the 4 steps"),
         (["evaluation.schedules.audio=karas"], "evaluation.schedules.audio=karas: did you mean 'karras'"),
         (["evaluation.schedules.audio={name: karras, roh: 5}"], "karras has no setting roh; it has rho"),
         (["evaluation.schedules.sound=karras"], "evaluation.schedules names sound"),

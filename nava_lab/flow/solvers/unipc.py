@@ -33,12 +33,8 @@ import torch
 from torch import Tensor
 
 from nava_lab.flow.path import half_log_snr
-from nava_lab.flow.solvers.base import Field, Levels, Noise, Predictions, Solver, State
+from nava_lab.flow.solvers.base import Field, Levels, Node, Noise, Predictions, Solver, State, apart
 from nava_lab.registry import solvers
-
-LEAST_GAP = 0.2  # of earlier nodes, in units of the step in lambda
-
-Node = tuple[float, Tensor]  # level, predicted clean tokens
 
 
 @solvers.register("unipc")
@@ -95,26 +91,13 @@ def _advance(x: Tensor, goal: float, known: Sequence[Node], arrived: Node | None
     t, clean = known[-1]
     if goal == 0:
         return clean
-    others = _apart(known[:-1], t, goal)
+    others = apart(known[:-1], t, goal)
     shares = _shares(goal, t, tuple(level for level, _ in others), arrived is not None)
     rest = 1 - goal / t
     step = torch.mul(x, goal / t, out=into).add_(clean, alpha=rest * (1 - sum(shares)))
     for (_, other), share in zip([*others, *([] if arrived is None else [arrived])], shares, strict=True):
         step.add_(other, alpha=rest * share)
     return step
-
-
-def _apart(earlier: Sequence[Node], t: float, goal: float) -> list[Node]:
-    """The earlier nodes that lie far enough from ``t`` and from one another, seen from the newest."""
-    kept: list[Node] = []
-    now, last = half_log_snr(t), 0.0
-    for node in reversed(earlier):
-        if node[0] < 1:
-            place = (half_log_snr(node[0]) - now) / (half_log_snr(goal) - now)
-            if last - place >= LEAST_GAP:
-                kept.insert(0, node)
-                last = place
-    return kept
 
 
 @lru_cache(maxsize=4096)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nava_lab.attention.attend import AUTO, Choice, choose
 from nava_lab.attention.backends.reference import weights
 from nava_lab.attention.picture import Picture, join
 from nava_lab.blocks.base import Given
@@ -18,7 +19,7 @@ from nava_lab.conditioning.text import text_positions
 from nava_lab.conditioning.timbre import blank_references
 from nava_lab.models.denoiser import Denoiser
 from nava_lab.models.variant import Size, Variant
-from nava_lab.streams import TEXT, Interface, Stream, time_positions
+from nava_lab.streams import TEXT, Interface, Stream, joined, time_positions
 
 
 def full_clip(interface: Interface) -> tuple[dict[str, Stream], dict[str, Tensor], Stream]:
@@ -47,19 +48,8 @@ def pictures(variant: Variant, interface: Interface, cut: bool = False, **option
         cut: of a sample in which attention between modalities is cut.
         options: of the denoiser (window_s, cut_off, mask).
     """
-    model = _small(variant, interface, options)
     streams, levels, text = full_clip(interface)
-    asked: list[Given] = []
-
-    def watch(block: torch.nn.Module, arguments: tuple[Any, Given]) -> tuple[Any, Given]:
-        x, given = arguments
-        asked.append(replace(given, _memo={}))  # a memory of its own: what this block asks for, and nothing else
-        return x, asked[-1]
-
-    for block in model.blocks:
-        block.register_forward_pre_hook(watch)
-    with torch.no_grad():
-        model(streams, levels, text, torch.tensor([True]) if cut else None)
+    asked = _asked(_small(variant, interface, options), streams, levels, text, torch.tensor([True]) if cut else None)
     lengths = {name: len(stream) for name, stream in {**streams, TEXT: text}.items()}
     made, layer = [], 0
     for stage in variant.plan():
@@ -69,6 +59,73 @@ def pictures(variant: Variant, interface: Interface, cut: bool = False, **option
         made.append(join(tables, lengths, title))
         layer += stage.layers
     return made
+
+
+def _asked(
+    model: Denoiser, streams: Mapping[str, Stream], levels: Mapping[str, Tensor], text: Stream, cut: Tensor | None = None
+) -> list[Given]:
+    """What every block of a forward pass was given, with a memory of its own: what it asked for, and nothing else."""
+    asked: list[Given] = []
+
+    def watch(block: torch.nn.Module, arguments: tuple[Any, Given]) -> tuple[Any, Given]:
+        x, given = arguments
+        asked.append(replace(given, _memo={}))
+        return x, asked[-1]
+
+    for block in model.blocks:
+        block.register_forward_pre_hook(watch)
+    with torch.no_grad():
+        model(streams, levels, text, cut)
+    return asked
+
+
+@dataclass(frozen=True)
+class Call:
+    """One attention that the layers of a model make, and who computes it.
+
+    Attributes:
+        queries: the modalities that ask.
+        keys: the modalities that are asked.
+        backend: which backend training takes for it.
+        why: in words.
+    """
+
+    queries: tuple[str, ...]
+    keys: tuple[str, ...]
+    backend: str
+    why: str
+
+
+def calls(
+    variant: Variant, interface: Interface, device: str, backend: str = AUTO, packed: int = 0, **options: Any
+) -> list[Call]:
+    """Every distinct attention of a variant over full clips in training; nothing is computed, only shapes pass through.
+
+    Args:
+        variant: at any size; who computes what does not depend on width.
+        interface: the modalities and the text.
+        device: the kind of device that it is asked for: "cpu", "cuda".
+        backend: the one that is set, "auto" to choose by call.
+        packed: how many clips are packed into one row; 0 for padded batches.
+        options: of the denoiser (window_s, cut_off, mask, timbre_in_span).
+    """
+    streams, levels, text = full_clip(interface)
+    if packed:
+        streams = {name: joined([stream] * packed).packed() for name, stream in streams.items()}
+        levels = {name: level.expand(packed) for name, level in levels.items()}
+        text = joined([text] * packed).packed()
+    text = text.to("meta")
+    with torch.device("meta"):
+        model = _small(variant, interface, options)
+        on_meta = {name: stream.to("meta") for name, stream in streams.items()}
+        asked = _asked(model, on_meta, {name: level.to("meta") for name, level in levels.items()}, text)
+    found: dict[Call, None] = {}
+    for given in asked:
+        for (queries, keys), visible in given.asked().items():
+            count = sum(len(given.streams[name]) for name in keys)
+            taken = choose(device, True, visible, count) if backend == AUTO else Choice(backend, "as set")
+            found[Call(queries, keys, taken.backend, taken.why)] = None
+    return list(found)
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,14 @@ def print_description(described: Mapping[str, Any], console: Console | None = No
     console.print(
         f"bytes to train at batch {held['batch']}: about {short(held['total'])} ({kinds}; float32, AdamW, nothing recomputed)"
     )
-    attention = described["attention"]
-    console.print(f"attention: {attention['backend']} ({attention['why']})")
+    by_choice: dict[str, list[str]] = {}
+    for call in described["attention"]["calls"]:
+        rows = f"{'+'.join(call['queries'])} of {'+'.join(call['keys'])}"
+        by_choice.setdefault(f"{call['backend']} ({call['why']})", []).append(rows)
+    for choice, read in by_choice.items():
+        console.print(
+            f"attention of {', '.join(read)}: {choice}" if len(by_choice) > 1 else f"attention: {choice}; {', '.join(read)}"
+        )
     console.print("budget: " + "; ".join(described["budget"]["steps"]))
 
 

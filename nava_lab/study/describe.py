@@ -9,18 +9,16 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from nava_lab.attention import Padding, Tokens, Visible, Window
-from nava_lab.attention.attend import AUTO, choose
 from nava_lab.attention.picture import Picture
 from nava_lab.blocks.base import Dims
 from nava_lab.budget import Budget, measure
 from nava_lab.budget.memory import memory
 from nava_lab.budget.solve import Solution
 from nava_lab.config import Config, ConfigError, explain, load
-from nava_lab.models.look import full_clip, pictures
+from nava_lab.models.look import calls, pictures
 from nava_lab.models.variant import Size, released
 from nava_lab.registry import variants
-from nava_lab.streams import TEXT, Interface
+from nava_lab.streams import Interface
 from nava_lab.study.build import interface, parts, rules
 
 SIZE = "size"  # the key by which a published size is asked for: size=published, or size=NAME of one of several
@@ -102,7 +100,7 @@ def _description(config: Config, face: Interface, size: Size | Dims, solution: S
         "flops_per_sample": cost.flops_per_sample,
         "flops_by_part": {part: 3 * flops for part, flops in cost.flops.items()},
         "memory": {"batch": batch, "total": held.total(batch), **held.parts(batch)},
-        "attention": _attention(config, face),
+        "attention": attention(config, face),
         "budget": {
             "kind": budget.kind,
             "requested": budget.requested,
@@ -112,17 +110,12 @@ def _description(config: Config, face: Interface, size: Size | Dims, solution: S
     }
 
 
-def _attention(config: Config, face: Interface) -> dict[str, str]:
-    """Which backend training and sampling take on this config's device, and why."""
-    device = config.trainer.accelerator
-    if config.attention.backend != AUTO:
-        return {"backend": config.attention.backend, "why": "as set", "device": device}
-    streams, _, text = full_clip(face)
-    names = (*streams, TEXT)
-    tokens = Tokens.of({**streams, TEXT: text}, names, names)
-    visible = Visible.of(Padding() & Window(config.attention.window_s), tokens, tokens)
-    taken = choose(device, True, visible, len(tokens))
-    return {"backend": taken.backend, "why": taken.why, "device": device}
+def attention(config: Config, face: Interface) -> dict[str, Any]:
+    """Which backend each attention takes in training on this config's device, and why."""
+    device, chosen = config.trainer.accelerator, config.attention
+    packed = config.training.batch_size if chosen.packed else 0
+    found = calls(config.variant, face, device, chosen.backend, packed, **rules(config))
+    return {"device": device, "calls": [{**vars(call), "queries": list(call.queries), "keys": list(call.keys)} for call in found]}
 
 
 def mask_pictures(config: Config, cut: bool = False) -> list[Picture]:

@@ -36,7 +36,8 @@ from nava_lab.flow.agreement import disagreements
 from nava_lab.flow.guidance.algebra import OFF
 from nava_lab.registry import metrics
 from nava_lab.study import record
-from nava_lab.study.build import Parts, parts
+from nava_lab.study.build import Parts, interface, parts
+from nava_lab.study.describe import attention
 from nava_lab.study.fit import load_model, train
 from nava_lab.study.identity import code_fingerprint, git_revision, run_hash, run_name, variant_fingerprint
 from nava_lab.study.warm import check_start
@@ -305,6 +306,7 @@ def _record(
         "steps": steps,
         "samples_seen": steps * config.training.batch_size,
         "wall_time_s": round(seconds, 3),
+        "attention": attention(config, interface(config)),
         "evaluation": {**scoring_record(config, built), "code": now["code"], "device": device},
         "headline": config.world.headline,
         "higher_is_better": directions.get(config.world.headline, True),

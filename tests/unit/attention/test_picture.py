@@ -18,6 +18,8 @@ from nava_lab.study.build import network, parts
 from nava_lab.study.describe import mask_pictures
 from tests.conftest import INTERFACE
 
+WHY = "cpu: fused attention, which trains here; flex only runs forward on a CPU, and slowly"
+
 
 def streams(video=2, audio=4, text=1):
     made = {}
@@ -83,7 +85,9 @@ def test_describe_prints_pictures_and_the_backend(capsys):
     main(["describe", "variant=unified", "budget.parameters=300_000", "--mask=cut"])
     assert "▒" not in capsys.readouterr().out
     main(["describe", "variant=unified", "budget.parameters=300_000", "trainer.accelerator=cpu", "--json"])
-    assert json.loads(capsys.readouterr().out)["attention"]["backend"] == "sdpa"
+    assert json.loads(capsys.readouterr().out)["attention"]["calls"] == [
+        {"queries": ["video", "audio", "text"]} | {"keys": ["video", "audio", "text"], "backend": "sdpa"} | {"why": WHY}
+    ]
 
 
 def test_a_mask_by_name_is_in_every_picture_and_in_the_network():

@@ -380,7 +380,8 @@ def typed(composed_config: DictConfig) -> Config:
         )
     for name in plain["evaluation"]["guidance"]:
         if name not in off:
-            raise ConfigError(f"evaluation.guidance.{name}: {nearest(str(name), list(off))}")
+            keys = [f"evaluation.guidance.{part}" for part in off]
+            raise ConfigError(f"there is no key evaluation.guidance.{name}; {nearest(f'evaluation.guidance.{name}', keys)}")
     guided = {name: value for name, value in plain["evaluation"]["guidance"].items() if value != off[name]}
     plain["evaluation"]["guidance"] = guided
     # So is a warm start that is none.

@@ -76,7 +76,7 @@ def test_a_misspelt_key_or_name_meets_the_nearest_known_one(override, remedy):
             "evaluation.schedule: rho=7.0 and least=0.02 < most=inf",
         ),
         (["evaluation.guidance=3"], "evaluation.guidance.text=3, say"),
-        (["evaluation.guidance.txt=3"], "evaluation.guidance.txt: did you mean 'text'"),
+        (["evaluation.guidance.txt=3"], "evaluation.guidance.txt; did you mean 'evaluation.guidance.text'"),
         (["flow.weighting=min_snr"], "with a slash: flow/weighting=min_snr"),
         (["flow.levels=mod"], "flow/levels=NAME (did you mean 'mode'"),
         (["evaluation.solver=heun"], "with a slash: evaluation/solver=heun"),

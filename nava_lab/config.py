@@ -367,9 +367,20 @@ def typed(composed_config: DictConfig) -> Config:
     for group in GROUPS:
         outer, _, inner = group.partition("/")
         where, key, chosen = (plain[outer], inner, getattr(parts[outer], inner)) if inner else (plain, outer, parts[outer])
+        if not hasattr(chosen, "name"):  # a bare value took the place of a choice
+            told = str(chosen) if str(chosen) in GROUPS[group].names() else "NAME"
+            near = "" if told != "NAME" else f" ({nearest(str(chosen), GROUPS[group].names())})"
+            raise ConfigError(f"{outer}.{inner}={chosen}: an option is chosen with a slash: {group}={told}{near}")
         where[key] = {"name": chosen.name, **(where[key] or {})}
     # Guidance that is off is no part of a run: a new term changes no run's identity.
     off = guidance_defaults()
+    if not isinstance(plain["evaluation"]["guidance"], dict):
+        raise ConfigError(
+            f"evaluation.guidance={plain['evaluation']['guidance']} must name its parts: evaluation.guidance.text=3, say"
+        )
+    for name in plain["evaluation"]["guidance"]:
+        if name not in off:
+            raise ConfigError(f"evaluation.guidance.{name}: {nearest(str(name), list(off))}")
     guided = {name: value for name, value in plain["evaluation"]["guidance"].items() if value != off[name]}
     plain["evaluation"]["guidance"] = guided
     # So is a warm start that is none.

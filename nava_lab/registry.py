@@ -145,7 +145,8 @@ def _default(value: ast.expr | None) -> str:
 
 def _import_file(file: Path) -> None:
     """Import ``file`` under its package's dotted name, or under a private one where no package holds it."""
-    for root in {PACKAGE.parent, *map(Path, filter(None, sys.path))}:
+    # The package's own place first: in a folder that holds a checkout, its files have a second dotted name.
+    for root in dict.fromkeys((PACKAGE.parent, *map(Path, filter(None, sys.path)))):
         if file.is_relative_to(root) and (file.parent / "__init__.py").exists():
             dotted = ".".join(file.relative_to(root).with_suffix("").parts)
             if importlib.util.find_spec(dotted.split(".")[0]) is not None:

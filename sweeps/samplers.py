@@ -39,13 +39,13 @@ Point = dict[str, Any]
 
 
 def fitted(sampler: Sampler, most: int, modalities: tuple[str, ...], given: list[str]) -> Sampler | None:
-    """The sampler with as many steps as ``most`` evaluations allow and its schedule takes; None where no count fits."""
+    """The sampler with as many steps as ``most`` evaluations allow and its guidance takes; None where no count fits."""
     best = None
     for steps in range(1, most + 1):
         tried = replace(sampler, steps=steps)
         try:
             count = tried.evaluations(modalities, given)
-        except ValueError:  # a custom schedule takes multiples of its own steps
+        except ValueError:  # stillness at first (cfg_zero) may leave no step of so few
             continue
         if count > most:
             break

@@ -85,7 +85,7 @@ def cases(config: Config, built: Parts, steps: int) -> dict[str, Sampler]:
 def _guided(config: Config, built: Parts) -> Guidance:
     """Every term that this run's training allows, at its example, and every modifier."""
     told = interface(config).text
-    encode = getattr(config.world, "tokenizer", None)
+    encode = config.world.encode
     examples = [guidance.get(name)(**guidance.get(name).example) for name in guidance]
     chosen = []
     for part in examples:

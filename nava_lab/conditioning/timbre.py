@@ -44,6 +44,18 @@ def with_references(text: Stream, references: References) -> Stream:
     return replace(text, references=references)
 
 
+def carried(text: Stream, references: References | None) -> Stream:
+    """A caption of its own with another one's references: those whose span it marks are shown, the others are not.
+
+    So a caption without marks, and no caption, are told no timbre.
+    """
+    if references is None:
+        return text
+    span = torch.full(text.tokens.shape[:2], -1, device=text.tokens.device) if text.span is None else text.span
+    marked = (span.unsqueeze(-1) == torch.arange(references.valid.shape[1], device=span.device)).any(1)
+    return replace(text, references=replace(references, valid=references.valid & marked))
+
+
 def without_references(text: Stream, samples: Tensor) -> Stream:
     """The stream with the references of the chosen samples (``b``, bool) not shown."""
     return text if text.references is None else replace(text, references=text.references.hidden(samples))

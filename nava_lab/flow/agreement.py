@@ -7,9 +7,13 @@ from collections.abc import Sequence
 
 from nava_lab.flow.draws import Drawing
 from nava_lab.flow.guidance.algebra import Guidance
+from nava_lab.flow.levels import shifted
 from nava_lab.flow.sampling import Sampler
 from nava_lab.flow.schedules import UniformSchedule
+from nava_lab.flow.solvers.base import Schedule
 from nava_lab.streams import TextSpec
+
+SAME = 1e-6  # levels that differ by less are one
 
 
 def check_guidance(guidance: Guidance, drawing: Drawing, text: TextSpec) -> None:
@@ -86,10 +90,21 @@ def disagreements(sampler: Sampler, drawing: Drawing, modalities: Sequence[str])
         those = [name for name, part in schedules.items() if part.name == kind]
         of = "" if len(those) == len(schedules) else f" of {', '.join(those)}"
         lines.append(f"levels{of} are sampled by schedule {kind}, after which no law of training is made")
-    unequal = {(str(schedules[name]), round(sampled[name] / trained[name], 9)) for name in modalities}
-    if len(unequal) > 1 and drawing.coupling != "independent":
+    if drawing.coupling != "independent" and (apart := _apart(sampler.walk(modalities), drawing, modalities)):
         lines.append(
-            f"modalities are sampled at levels that do not go together in training (flow.coupling={drawing.coupling}; "
+            f"modalities are sampled at levels that do not go together in training ({apart}; flow.coupling={drawing.coupling}, "
             "flow.coupling=independent trains all)"
         )
     return lines
+
+
+def _apart(rows: Schedule, drawing: Drawing, modalities: Sequence[str]) -> str:
+    """Levels of a node that is walked and that training never drew together, in words; empty where all were.
+
+    Where a sample's modalities share one level, each sees it moved by its own shift: with the shifts taken back, they are equal.
+    """
+    for node in zip(*(rows[name].tolist() for name in modalities), strict=True):
+        shared = [shifted(level, 1 / drawing.shift(name)) for name, level in zip(modalities, node, strict=True)]
+        if max(shared) - min(shared) > SAME:
+            return ", ".join(f"{name} at {level:.3g}" for name, level in zip(modalities, node, strict=True))
+    return ""

@@ -5,6 +5,7 @@ Shape letters: b batch, n tokens, c channels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -102,8 +103,8 @@ class Drawing:
             if not 0 <= rate <= 1:
                 raise ValueError(f"flow.{name}={rate} must lie between 0 and 1")
         for name, shift in self.shifts.items():
-            if not shift > 0:
-                raise ValueError(f"flow.shifts.{name}={shift} must be positive")
+            if not 0 < shift < math.inf:
+                raise ValueError(f"flow.shifts.{name}={shift} must be positive and finite")
         if self.coupling == "one_clean" and self.modality_given:
             raise ValueError("flow.coupling=one_clean gives a modality in every sample: leave flow.modality_given at 0")
 

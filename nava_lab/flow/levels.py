@@ -37,8 +37,8 @@ class LevelLaw:
     shift: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.shift <= 0:
-            raise ValueError(f"flow.levels.shift={self.shift} must be positive")
+        if not 0 < self.shift < math.inf:
+            raise ValueError(f"flow.levels.shift={self.shift} must be positive and finite")
 
     def __call__(self, uniform: Tensor) -> Tensor:
         return shifted(self.quantile(uniform), self.shift)
@@ -69,8 +69,10 @@ class LogitNormal(LevelLaw):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.std <= 0:
-            raise ValueError(f"flow.levels.std={self.std} must be positive")
+        if not 0 < self.std < math.inf:
+            raise ValueError(f"flow.levels.std={self.std} must be positive and finite")
+        if not math.isfinite(self.mean):
+            raise ValueError(f"flow.levels.mean={self.mean} must be finite")
 
     @property
     def centre(self) -> float:

@@ -6,6 +6,7 @@ A schedule gives one row; shifts, one for all modalities or one for each, are ap
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -59,8 +60,9 @@ class KarrasSchedule(LevelSchedule):
     least: float = 0.02
 
     def __post_init__(self) -> None:
-        if not (self.rho > 0 and self.most > self.least > 0):
-            raise ValueError(f"evaluation.schedule: rho={self.rho}, most={self.most} > least={self.least} must be positive")
+        if not (0 < self.rho < math.inf and 0 < self.least < self.most < math.inf):
+            told = f"rho={self.rho} and least={self.least} < most={self.most}"
+            raise ValueError(f"evaluation.schedule: {told} must be positive and finite")
 
     def row(self, steps: int) -> Row:
         inner = torch.linspace(1, 0, max(1, steps - 1), dtype=torch.float64)
@@ -73,10 +75,10 @@ class KarrasSchedule(LevelSchedule):
 @schedules.register("custom")
 @dataclass(frozen=True)
 class CustomSchedule(LevelSchedule):
-    """Levels as listed, between which further steps are spread evenly.
+    """Levels as listed, between which the steps are spread evenly; all are met where evaluation.steps is a multiple of theirs.
 
     Attributes:
-        levels: falling from 1 to 0; evaluation.steps must be a multiple of the listed steps.
+        levels: falling from 1 to 0, at least those two; read as a line through them, as far apart as evaluation.steps asks.
     """
 
     levels: list[float] = field(default_factory=lambda: [1.0, 0.75, 0.5, 0.25, 0.0])
@@ -88,11 +90,9 @@ class CustomSchedule(LevelSchedule):
             raise ValueError(f"evaluation.schedule.levels={row} must fall from exactly 1 to exactly 0")
 
     def row(self, steps: int) -> Row:
-        listed = len(self.levels) - 1
-        if steps % listed:
-            raise ValueError(f"evaluation.steps={steps} must be a multiple of the {listed} steps in evaluation.schedule.levels")
-        each = steps // listed
-        parts = [
-            high + (low - high) * torch.arange(each, dtype=torch.float64) / each for high, low in itertools.pairwise(self.levels)
-        ]
-        return torch.cat((*parts, torch.zeros(1, dtype=torch.float64)))
+        listed = torch.tensor(self.levels, dtype=torch.float64)
+        shared = math.gcd(steps, len(listed) - 1)
+        each, apart = steps // shared, (len(listed) - 1) // shared
+        place = torch.arange(steps) * apart  # in each-ths of a listed step: whole numbers, of which none is rounded
+        high, low = listed[place // each], listed[place // each + 1]
+        return torch.cat((high + (low - high) * (place % each) / each, torch.zeros(1, dtype=torch.float64)))

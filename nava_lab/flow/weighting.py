@@ -6,6 +6,7 @@ is a weight on the other; each entry says which it is.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -57,8 +58,8 @@ class MinSNR(LevelWeight):
     gamma: float = 5.0
 
     def __post_init__(self) -> None:
-        if not self.gamma > 0:
-            raise ValueError(f"flow.weighting.gamma={self.gamma} must be positive")
+        if not 0 < self.gamma < math.inf:
+            raise ValueError(f"flow.weighting.gamma={self.gamma} must be positive and finite")
 
     def __call__(self, level: Tensor) -> Tensor:
         return torch.minimum((1 - level) ** 2, self.gamma * level**2)

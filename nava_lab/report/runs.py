@@ -79,8 +79,8 @@ def find_runs(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
 
 
 def labelled(runs: Sequence[Run]) -> list[Run]:
-    """The runs with labels: settings of a variant are named where its runs differ in them."""
-    settings = [flat(run.config["variant"]) for run in runs]
+    """The runs with labels: settings of a variant, and of how it is told, are named where its runs differ in them."""
+    settings = [flat({**run.config.get("conditioning", {}), **run.config["variant"]}) for run in runs]
     labels = []
     for run, own in zip(runs, settings, strict=True):
         others = [part for part in settings if part["name"] == own["name"]]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_type_hints
 
 from nava_lab.attention import Mask
 from nava_lab.attention.attend import known
@@ -16,6 +17,7 @@ from nava_lab.evaluation.protocol import Protocol
 from nava_lab.flow.agreement import check_guidance, check_use
 from nava_lab.flow.draws import Drawing
 from nava_lab.flow.guidance.algebra import Guidance
+from nava_lab.flow.guidance.base import Scale
 from nava_lab.flow.objective import Objective
 from nava_lab.flow.sampling import Sampler
 from nava_lab.flow.schedules import LevelSchedule
@@ -56,8 +58,10 @@ def parts(config: Config) -> Parts:
         always_cut, told = flow.modality_dropout >= 1, flow.text_dropout < 1
         if scoring.clips < 2 or scoring.loss_clips < 2 or scoring.batch_size < 1:
             raise ValueError("evaluation: needs at least 2 clips, 2 loss_clips and a batch_size of 1")
-        if min(scoring.shift, *scoring.shifts.values(), 1) <= 0 or scoring.steps < 1:
-            raise ValueError("evaluation: steps must be at least 1 and shifts positive")
+        shifts = {"shift": scoring.shift} | {f"shifts.{name}": shift for name, shift in scoring.shifts.items()}
+        for name, shift in shifts.items():
+            if not 0 < shift < math.inf:
+                raise ValueError(f"evaluation.{name}={shift} must be positive and finite; 1 shifts nothing")
         if scoring.split not in SPLITS:
             raise ValueError(f"evaluation.split={scoring.split}: {nearest(scoring.split, list(SPLITS))}")
         known(config.attention.backend)
@@ -106,13 +110,14 @@ def _sampler(config: Config, cut: bool) -> Sampler:
     scoring = config.evaluation
     parts = []
     for name, value in ((name, _floats(value)) for name, value in scoring.guidance.items()):
-        cls = guidance_registry.get(name)
-        settings = value if isinstance(value, dict) and len(dataclasses.fields(cls)) > 1 else None
-        try:
-            parts.append(cls(value) if settings is None else cls(**settings))
-        except TypeError as error:
-            raise ValueError(f"evaluation.guidance.{name}={value}: {error}") from None
-    guidance = Guidance(tuple(parts), scoring.branch_rows, getattr(config.world, "tokenizer", None))
+        if name not in guidance_registry:
+            raise ValueError(f"evaluation.guidance.{name}: {nearest(name, guidance_registry.names())}")
+        cls, key = guidance_registry.get(name), f"evaluation.guidance.{name}"
+        fields = [part.name for part in dataclasses.fields(cls)]
+        if len(fields) > 1 and not isinstance(value, dict):
+            raise ValueError(f"{key}={value} has several settings, each by its name: {key}.{fields[0]}={value}, say")
+        parts.append(_made(key, cls, value if len(fields) > 1 else {fields[0]: value}))
+    guidance = Guidance(tuple(parts), scoring.branch_rows, config.world.encode)
     sampler = Sampler(
         scoring.solver,
         scoring.steps,
@@ -134,18 +139,48 @@ def _schedule(key: str, value: Any) -> LevelSchedule:
     name = str(settings.pop("name", ""))
     if name not in schedules:
         raise ValueError(f"{key}={value}: {nearest(name, schedules.names())} (NAME, or {{name: NAME, SETTING: VALUE}})")
-    cls = schedules.get(name)
-    known = [part.name for part in dataclasses.fields(cls)]
-    if unknown := [setting for setting in settings if setting not in known]:
-        raise ValueError(f"{key}: schedule {name} has no setting {unknown[0]}; it has {', '.join(known) or 'none'}")
-    made: LevelSchedule = cls(**settings)
+    made: LevelSchedule = _made(key, schedules.get(name), _floats(settings))
     return made
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+KINDS: Mapping[Any, tuple[str, Callable[[Any], bool]]] = {  # by a field's annotation: what it must be
+    float: ("a number", _number),
+    bool: ("true or false", lambda value: isinstance(value, bool)),
+    str: ("words", lambda value: isinstance(value, str)),
+    list[float]: ("a list of numbers", lambda value: isinstance(value, list) and all(map(_number, value))),
+    Scale: (
+        "a number, or one per modality",
+        lambda value: all(map(_number, value.values())) if isinstance(value, Mapping) else _number(value),
+    ),
+}
+
+
+def _made(key: str, cls: Any, settings: Mapping[str, Any]) -> Any:
+    """A registered entry from settings that no schema has checked; ValueError names the setting by its key."""
+    hints = get_type_hints(cls)
+    known = [part.name for part in dataclasses.fields(cls)]
+    for name, value in settings.items():
+        if name not in known:
+            raise ValueError(f"{key}: {cls.name} has no setting {name}; it has {', '.join(known) or 'none'}")
+        what, fits = KINDS.get(hints[name], ("", lambda value: True))  # what is of another kind checks itself
+        if not fits(value):
+            raise ValueError(f"{key}: {name}={value} must be {what}")
+    try:
+        return cls(**settings)
+    except ValueError as error:  # a schedule speaks of the one for all modalities
+        raise ValueError(str(error).replace("evaluation.schedule", key, 1)) from None
 
 
 def _floats(value: Any) -> Any:
     """Settings with whole numbers as floats; 3 and 3.0 mean the same scale."""
     if isinstance(value, Mapping):
         return {key: _floats(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_floats(inner) for inner in value]
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 

@@ -8,13 +8,16 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from nava_lab.conditioning.timbre import carried
 from nava_lab.config import Config
 from nava_lab.evaluation.previews import write_previews
 from nava_lab.evaluation.protocol import sample
 from nava_lab.flow.agreement import check_use, disagreements
 from nava_lab.flow.draws import Drawing
+from nava_lab.flow.guidance.algebra import Guidance
+from nava_lab.flow.guidance.timbre import Timbre
 from nava_lab.streams import Batch, Stream
-from nava_lab.study.build import parts
+from nava_lab.study.build import interface, parts
 from nava_lab.study.fit import load_model
 from nava_lab.study.given import Wish, giver
 from nava_lab.study.run import device_of
@@ -54,6 +57,8 @@ def sample_run(
     config.world.prepare()
     built = parts(config)
     said = caption_of(wish, config.world, built.drawing, tell)
+    if said is not None:
+        check_marks(said, config, built.protocol.sampler.guidance, tell)
     check_use(built.drawing, wish.whole, list(wish.first_steps), wish.beginning is not None)
     give = giver(wish, config.world)
     modalities = tuple(config.world.interface().modalities)
@@ -65,7 +70,7 @@ def sample_run(
     chosen = config.seed if seed is None else seed
     made: dict[str, list[torch.Tensor]] = {}
     arguments = (model.to(device), config.world, sampler, chosen, count, size, wish.split, device)
-    text = None if said is None else (lambda batch: _all_say(said, config.world, batch))
+    text = None if said is None else (lambda batch: all_say(said, config.world, batch))
     for _, streams in sample(*arguments, purpose="new clips", given=give, text=text):
         for name, part in streams.items():
             made.setdefault(name, []).append(part.cpu())
@@ -86,17 +91,17 @@ def caption_of(wish: Wish, world: World, drawing: Drawing, tell: Callable[[str],
     Raises:
         ValueError: the prompt's words are not the world's, or captions were never trained.
     """
-    tokenizer = getattr(world, "tokenizer", None)
+    encode = world.encode
     if wish.prompt:
-        if tokenizer is None:
+        if encode is None:
             raise ValueError(f"--prompt {wish.prompt}: world {world.name} has no words; leave --prompt out")
         if drawing.text_dropout >= 1:
             raise ValueError("--prompt: captions were never trained; train with flow.text_dropout below 1")
-        tokenizer([wish.prompt])
+        encode([wish.prompt])
         return wish.prompt
-    if tokenizer is not None and drawing.text_dropout >= 1:
+    if encode is not None and drawing.text_dropout >= 1:
         return ""  # captions were never trained
-    if tokenizer is None or not wish.own or wish.captions:
+    if encode is None or not wish.own or wish.captions:
         return None
     if drawing.text_dropout:
         tell(f"no caption is given; --prompt TEXT gives one, --from {wish.split} those of the world's clips")
@@ -108,6 +113,27 @@ def caption_of(wish: Wish, world: World, drawing: Drawing, tell: Callable[[str],
     return None
 
 
-def _all_say(caption: str, world: World, batch: Batch) -> Stream:
-    rows: Stream = world.tokenizer([caption] * len(batch))  # type: ignore[attr-defined]
-    return rows.to(batch.text.tokens.device)
+def check_marks(caption: str, config: Config, guidance: Guidance, tell: Callable[[str], None]) -> None:
+    """Refuse guidance by timbres that this caption shows none of; tell that none are shown, and whose spans they stand in."""
+    spec, encode = interface(config).text, config.world.encode
+    if not spec.timbre or encode is None:
+        return
+    span = encode([caption]).span
+    marks = 0 if span is None else int(((span >= 0) & (span < spec.references)).sum())
+    example = config.world.captions("test", torch.arange(1))[0]
+    if not marks:
+        if any(isinstance(term, Timbre) for term in guidance.terms):
+            raise ValueError(
+                f"evaluation.guidance.timbre: no reference timbre is shown, for the caption '{caption}' marks no span; "
+                f"say it as the world does (--prompt '{example}') or leave the guidance off"
+            )
+        tell(f"no reference timbre is shown: the caption '{caption}' marks no span; the world's captions read '{example}'")
+    elif config.conditioning.timbre_in_span:
+        tell("warning: which tokens lie in which span is read off the world's clips, not off the times that your prompt says")
+
+
+def all_say(caption: str, world: World, batch: Batch) -> Stream:
+    """One caption for every clip of a batch, its marks standing for the clip's own references."""
+    encode = world.encode
+    assert encode is not None
+    return carried(encode([caption] * len(batch)).to(batch.text.tokens.device), batch.text.references)

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from nava_lab.rng import stable_seed
-from nava_lab.streams import Batch, Interface
+from nava_lab.streams import Batch, Interface, Stream
 
 SPLITS = ("train", "validation", "test")
 DIFFICULTIES = ("easy", "medium", "hard")
@@ -141,6 +141,11 @@ class World:
             joint: whether it may see the other modality.
         """
         return None
+
+    @property
+    def encode(self) -> Callable[[Sequence[str]], Stream] | None:
+        """Captions to text, with marks where this world's own have them; None where it has no words."""
+        return getattr(self, "tokenizer", None)
 
     def captions(self, split: str, index: Int[Tensor, " b"]) -> list[str]:
         """What the text says of these clips."""

@@ -175,7 +175,7 @@ def _other_values(field, value):
     if isinstance(value, int):
         return [value + 1, value - 1, value + 3, 1, value + 2]
     if isinstance(value, float):
-        return [value / 2, 1.0, value * 2]
+        return [value / 2, 1.0, value * 2, 0.0]
     if isinstance(value, tuple):
         return [(), ("attention",), ("audio",)]
     if isinstance(value, dict):

@@ -37,7 +37,7 @@ def no_reference(call):
 
 def red_disc(call):
     said = WORDS(["red disc"] * 3)
-    return replace(said, span=call.text.span * 0 - 1, references=call.text.references)
+    return replace(said, span=call.text.span * 0 - 1, references=no_reference(call).references)  # it marks no span
 
 
 ASKED = {  # of three samples: their text and who is cut

@@ -426,6 +426,21 @@ def test_laws_of_sampling_that_training_did_not_have_are_told():
     assert disagreements(Sampler(shifts={"audio": 3.0}), Drawing(), ["video"]) == []
 
 
+def test_levels_that_do_not_go_together_are_told_of_the_rows_that_are_walked():
+    """Stillness of one modality alone moves its row; equal rows by another name, or shifts that training has, do not."""
+    both, still = ("video", "audio"), guidance.get("cfg_zero")(still_above=0.7)
+    alone = Sampler(steps=8, guidance=algebra(example("text", scale={"audio": 3.0}), still))
+    (told,) = disagreements(alone, Drawing(), both)
+    assert "do not go together in training (video at 1, audio at 0.625; flow.coupling=shared" in told
+    assert disagreements(alone, Drawing(coupling="independent"), both) == []
+    assert disagreements(alone, Drawing(), ["audio"]) == []
+    assert disagreements(Sampler(steps=8, guidance=algebra(example("text"), still)), Drawing(), both) == []
+    even = schedules.get("custom")([1.0, 0.5, 0.0])
+    assert len(disagreements(Sampler(steps=8, schedules={"audio": even}), Drawing(), both)) == 1  # of the name alone
+    karras = Sampler(steps=8, schedules={"audio": schedules.get("karras")()})
+    assert [("together" in line) for line in disagreements(karras, Drawing(), both)] == [False, True]
+
+
 def test_a_law_s_own_middle_is_a_shift_and_other_schedules_are_told():
     """A logit-normal of mean m is one of mean 0 shifted by e^m."""
     noisy, both = Drawing(levels=LogitNormal(mean=math.log(3.0))), ("video", "audio")

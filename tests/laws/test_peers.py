@@ -62,7 +62,7 @@ def test_dpm_solver_pp(order, steps):
     torch.testing.assert_close(theirs(scheduler, X), found, atol=5e-5, rtol=5e-5)
 
 
-@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("order", [1, 2, 3])
 def test_unipc(order):
     scheduler = diffusers.UniPCMultistepScheduler(solver_order=order, **COMMON)
     scheduler.set_timesteps(sigmas=np.linspace(0.95, 0.05, 12))

@@ -43,3 +43,19 @@ def test_a_folder_of_variants_that_is_missing_is_named(monkeypatch):
     monkeypatch.setenv("NAVA_VARIANTS", "/nowhere/at/all")
     with pytest.raises(ValueError, match="NAVA_VARIANTS names /nowhere/at/all"):
         variant_folders()
+
+
+def test_a_file_keeps_its_name_where_a_folder_above_the_checkout_is_on_the_path(tmp_path):
+    """Otherwise it would be imported a second time, and its entry registered twice."""
+    import os
+    import subprocess
+    import sys
+
+    from nava_lab.registry import PACKAGE
+
+    program = "from nava_lab.registry import solvers; print(solvers.get('heun').__module__)"
+    path = os.pathsep.join((str(PACKAGE.parent), str(PACKAGE.parent.parent)))
+    for seed in ("0", "1"):
+        env = {**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": seed}
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env, cwd=tmp_path, timeout=120)
+        assert done.stdout.strip() == "nava_lab.flow.solvers.heun", done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -34,8 +35,11 @@ class AdaptiveProjected(Modifier):
     example: ClassVar[Mapping[str, object]] = {"parallel": 0.0, "norm": 0.05, "momentum": -0.5}
 
     def __post_init__(self) -> None:
-        if self.norm < 0 or not -1 < self.momentum < 1:
-            raise ValueError(f"evaluation.guidance.apg: norm={self.norm} must be at least 0, momentum={self.momentum} within ±1")
+        if not (math.isfinite(self.parallel) and 0 <= self.norm < math.inf and -1 < self.momentum < 1):
+            raise ValueError(
+                f"evaluation.guidance.apg: parallel={self.parallel} must be finite, norm={self.norm} at least 0 and finite, "
+                f"momentum={self.momentum} within ±1"
+            )
 
     def direction(self, term: str, name: str, direction: Tensor, conditional: Tensor, moment: Moment) -> Tensor:
         t = moment.levels[name]

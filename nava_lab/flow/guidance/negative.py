@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from nava_lab.conditioning.timbre import carried
 from nava_lab.flow.draws import Drawing
 from nava_lab.flow.guidance.base import Call, Encode, Scale, Term
 from nava_lab.registry import guidance
@@ -16,6 +17,10 @@ from nava_lab.streams import Stream, TextSpec
 @dataclass(frozen=True)
 class Negative(Term):
     """Away from what a negative prompt says.
+
+    A negative prompt is marked as the world marks its captions, and its marks stand for the sample's own references: the two
+    branches then differ in words alone. A reference whose span it does not mark is not shown in that branch, so that without
+    any mark this guides towards the timbres too.
 
     Attributes:
         scale: one number, or one per modality; 1 is off.
@@ -47,8 +52,8 @@ class Negative(Term):
         said = encode([self.prompt]).to(call.text.tokens.device)
         rows = len(call.text.tokens)
         tokens = said.tokens.expand(rows, *said.tokens.shape[1:])
-        valid = None if said.valid is None else said.valid.expand(rows, -1)
-        return replace(call, text=Stream(tokens, said.positions, valid, references=call.text.references))
+        valid, span = (None if part is None else part.expand(rows, -1) for part in (said.valid, said.span))
+        return replace(call, text=carried(Stream(tokens, said.positions, valid, span=span), call.text.references))
 
     def untrained(self, drawing: Drawing, text: TextSpec) -> str:
         if not text.says:

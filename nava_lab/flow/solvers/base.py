@@ -20,7 +20,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from nava_lab.flow.noise import normal_like
-from nava_lab.flow.path import renoised
+from nava_lab.flow.path import half_log_snr, renoised
 
 State = Mapping[str, Tensor]
 Levels = Mapping[str, float]
@@ -126,6 +126,26 @@ def move(x: State, v: State, now: Levels, then: Levels) -> dict[str, Tensor]:
     }
 
 
+Node = tuple[float, Tensor]  # level, predicted clean tokens
+LEAST_GAP = 0.2  # of earlier nodes, in units of the step in lambda
+
+
+def apart(earlier: Sequence[Node], t: float, goal: float) -> list[Node]:
+    """The earlier nodes that lie far enough from ``t`` and from one another, seen from the newest, for a slope in lambda.
+
+    A slope over a gap of r steps carries its error into the step 1 / r times. A node at level 1 lies infinitely far back.
+    """
+    kept: list[Node] = []
+    now, last = half_log_snr(t), 0.0
+    for node in reversed(earlier):
+        if node[0] < 1:
+            place = (half_log_snr(node[0]) - now) / (half_log_snr(goal) - now)
+            if last - place >= LEAST_GAP:
+                kept.insert(0, node)
+                last = place
+    return kept
+
+
 class Predictions:
     """A modality's last predicted clean tokens, ``x - t v``, the newest last, in memory that is used again.
 
@@ -137,16 +157,16 @@ class Predictions:
 
     def __init__(self, most: int):
         self.most = most
-        self.nodes: list[tuple[float, Tensor]] = []
+        self.nodes: list[Node] = []
         self._spare: Tensor | None = None
 
-    def predict(self, x: Tensor, v: Tensor, level: float) -> tuple[float, Tensor]:
+    def predict(self, x: Tensor, v: Tensor, level: float) -> Node:
         """The node at ``level``, not yet kept."""
         clean = torch.empty_like(x) if self._spare is None else self._spare
         self._spare = None
         return level, torch.sub(x, v, alpha=level, out=clean)
 
-    def keep(self, node: tuple[float, Tensor]) -> None:
+    def keep(self, node: Node) -> None:
         self.nodes.append(node)
         if len(self.nodes) > self.most:
             self._spare = self.nodes.pop(0)[1]
@@ -155,15 +175,6 @@ class Predictions:
 def between(now: Levels, then: Levels, share: float) -> dict[str, float]:
     """The levels a share of the way from one node to another."""
     return {name: level + share * (then[name] - level) for name, level in now.items()}
-
-
-def arrives(now: Levels, then: Levels) -> bool:
-    """Whether some modality reaches level 0 in this step.
-
-    There the velocity asks for noise that is no longer visible, so a solver does not evaluate it there (Karras et al. 2022,
-    algorithm 1, does the same).
-    """
-    return any(then[name] == 0 and level > 0 for name, level in now.items())
 
 
 def noisier(x: State, now: Levels, then: Levels, noise: Noise) -> dict[str, Tensor]:

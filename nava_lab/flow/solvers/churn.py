@@ -32,8 +32,8 @@ class Churn(Solver):
     examples: ClassVar[tuple[tuple[Mapping[str, object], int], ...]] = (({"churn": 40.0}, 2),)
 
     def __post_init__(self) -> None:
-        if not self.churn >= 0:
-            raise ValueError(f"evaluation.solver.churn={self.churn} must not be negative")
+        if not 0 <= self.churn < math.inf:
+            raise ValueError(f"evaluation.solver.churn={self.churn} must be at least 0 and finite")
 
     def deterministic(self) -> Solver:
         return replace(self, churn=0.0)

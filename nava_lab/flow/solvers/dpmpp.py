@@ -6,7 +6,7 @@ step. The second order lets D run straight in lambda through the last two nodes 
 ``D~ = D_i + (h_i / 2 h_(i-1)) (D_i - D_(i-1))``.
 
 lambda is infinite at both ends. Coming from t = 1 the ratio h_i / h_(i-1) is exactly 0, and the correction with it. Into t = 0
-it would be infinite; that step takes D as it is.
+it would be infinite; that step takes D as it is. So does a step whose last node lies much closer than it is long (``apart``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from nava_lab.flow.path import half_log_snr
-from nava_lab.flow.solvers.base import Field, Levels, Noise, Predictions, Solver, State
+from nava_lab.flow.solvers.base import Field, Levels, Noise, Predictions, Solver, State, apart
 from nava_lab.registry import solvers
 
 
@@ -55,10 +55,10 @@ class DPMSolverPP(Solver):
                 step = ((goal - t) * v[name]).add_(part)
                 if self.steps_used == 2:
                     _, clean = node = known[name].predict(part, v[name], t)
-                    if known[name].nodes and goal > 0:
-                        last, old = known[name].nodes[-1]
+                    if goal > 0 and (kept := apart(known[name].nodes, t, goal)):
+                        last, old = kept[-1]
                         half = 0.5 * (half_log_snr(goal) - half_log_snr(t)) / (half_log_snr(t) - half_log_snr(last))
-                        weight = (1 - goal / t) * half  # exactly 0 where the last node was at level 1
+                        weight = (1 - goal / t) * half
                         step.add_(clean, alpha=weight).sub_(old, alpha=weight)
                     known[name].keep(node)
                 moved[name] = step

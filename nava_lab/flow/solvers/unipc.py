@@ -8,6 +8,9 @@ in units of h, both read (their section 3.1; B(h) = e^-h - 1, called bh2)
 where the corrector also counts the node it has arrived at (r = 1). A predictor over p nodes with the corrector over p + 1
 has order p + 1; as the first steps are of lower order, the whole has order 3 at most.
 
+Down to t = 0 p is at most the number of steps left, as in the authors' code (``lower_order_final``): the steps before the last
+are long in lambda, and three nodes extrapolate over them worse than two.
+
 lambda is infinite at both ends: a node at t = 1 lies infinitely far back and says nothing of a slope in lambda, so it is
 left out; into t = 0 the step takes D_0 as it is.
 
@@ -30,12 +33,8 @@ import torch
 from torch import Tensor
 
 from nava_lab.flow.path import half_log_snr
-from nava_lab.flow.solvers.base import Field, Levels, Noise, Predictions, Solver, State
+from nava_lab.flow.solvers.base import Field, Levels, Node, Noise, Predictions, Solver, State, apart
 from nava_lab.registry import solvers
-
-LEAST_GAP = 0.2  # of earlier nodes, in units of the step in lambda
-
-Node = tuple[float, Tensor]  # level, predicted clean tokens
 
 
 @solvers.register("unipc")
@@ -61,6 +60,8 @@ class UniPC(Solver):
         known = {name: Predictions(self.steps_used) for name in x}
         start = dict(x)  # tokens at each modality's last node, corrected
         own: dict[str, Tensor] = {}  # of these, the ones that nobody else holds
+        most: dict[str, int] = {}  # nodes that the step under way is taken over
+        used = {name: self._nodes_used([node[name] for node in nodes]) for name in x}
         for now, then in itertools.pairwise(nodes):
             v = velocity(x, now)
             moved: dict[str, Tensor] = {}
@@ -71,12 +72,18 @@ class UniPC(Solver):
                     continue
                 node = known[name].predict(part, v[name], t)
                 if known[name].nodes:
-                    start[name] = _advance(start[name], t, known[name].nodes, node, own.get(name))
+                    start[name] = _advance(start[name], t, known[name].nodes[-most[name] :], node, own.get(name))
                     own[name] = start[name]
                 known[name].keep(node)
-                moved[name] = _advance(start[name], goal, known[name].nodes, None)
+                most[name] = used[name].pop(0)
+                moved[name] = _advance(start[name], goal, known[name].nodes[-most[name] :], None)
             x = moved
         return x
+
+    def _nodes_used(self, row: Sequence[float]) -> list[int]:
+        """p of each step of a row."""
+        steps = sum(later < level for level, later in itertools.pairwise(row))
+        return [min(self.steps_used, steps - i) if row[-1] == 0 else self.steps_used for i in range(steps)]
 
 
 def _advance(x: Tensor, goal: float, known: Sequence[Node], arrived: Node | None, into: Tensor | None = None) -> Tensor:
@@ -84,26 +91,13 @@ def _advance(x: Tensor, goal: float, known: Sequence[Node], arrived: Node | None
     t, clean = known[-1]
     if goal == 0:
         return clean
-    others = _apart(known[:-1], t, goal)
+    others = apart(known[:-1], t, goal)
     shares = _shares(goal, t, tuple(level for level, _ in others), arrived is not None)
     rest = 1 - goal / t
     step = torch.mul(x, goal / t, out=into).add_(clean, alpha=rest * (1 - sum(shares)))
     for (_, other), share in zip([*others, *([] if arrived is None else [arrived])], shares, strict=True):
         step.add_(other, alpha=rest * share)
     return step
-
-
-def _apart(earlier: Sequence[Node], t: float, goal: float) -> list[Node]:
-    """The earlier nodes that lie far enough from ``t`` and from one another, seen from the newest."""
-    kept: list[Node] = []
-    now, last = half_log_snr(t), 0.0
-    for node in reversed(earlier):
-        if node[0] < 1:
-            place = (half_log_snr(node[0]) - now) / (half_log_snr(goal) - now)
-            if last - place >= LEAST_GAP:
-                kept.insert(0, node)
-                last = place
-    return kept
 
 
 @lru_cache(maxsize=4096)

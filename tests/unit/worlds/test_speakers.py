@@ -5,9 +5,14 @@ import pytest
 import torch
 
 from nava_lab.conditioning.timbre import with_references
+from nava_lab.config import load
 from nava_lab.evaluation.timbre import boundary_errors, leakage, spans_of
-from nava_lab.registry import metrics, worlds
+from nava_lab.flow.guidance.algebra import Guidance
+from nava_lab.flow.guidance.base import Call
+from nava_lab.flow.guidance.timbre import Timbre
+from nava_lab.registry import guidance, metrics, worlds
 from nava_lab.streams import References
+from nava_lab.study.sample import all_say, check_marks
 from nava_lab.worlds.voices import ALIKE, LOUDNESS, Voices
 
 MANY = torch.arange(300)
@@ -159,3 +164,55 @@ def test_a_swap_of_voices_is_all_wrong_and_all_leaked():
     assert scores["timbre_accuracy"] == 0
     assert scores["timbre_kappa"] == pytest.approx(-1)
     assert scores["leakage"] > 0.99
+
+
+def test_captions_are_marked_wherever_they_come_from():
+    """The world's own, in one's own words, are the world's own to the bit, references too."""
+    world = worlds.get("speakers")(spans=3, missing=0.3)
+    batch = world.batch("test", MANY[:20])
+    said = world.encode(world.captions("test", MANY[:20]))
+    assert torch.equal(said.tokens, batch.text.tokens)
+    assert torch.equal(said.span, batch.text.span)
+    clip = world.batch("test", MANY[4:5])
+    found = all_say(world.captions("test", MANY[4:5])[0], world, clip)
+    for part in ("tokens", "span", "valid"):
+        assert torch.equal(getattr(found, part), getattr(clip.text, part))
+    assert torch.equal(found.references.valid, clip.text.references.valid)
+    assert torch.equal(found.references.features, clip.text.references.features)
+
+
+def test_a_prompt_carries_the_references_whose_spans_it_marks():
+    world = worlds.get("speakers")(spans=3)
+    batch = world.batch("test", MANY[:4])
+    for prompt, shown in (("red voice 0.3s 0.7s", [True, False, False]), ("red", [False] * 3), ("", [False] * 3)):
+        text = all_say(prompt, world, batch)
+        assert text.references.valid.tolist() == [shown] * 4
+        with_references(text, text.references)
+
+
+def test_a_negative_prompt_s_marks_stand_for_the_sample_s_own_references():
+    world = worlds.get("speakers")(spans=3)
+    batch = world.batch("test", MANY[:4])
+    call = Call(batch.streams, {name: torch.ones(4) for name in batch.streams}, batch.text, None)
+    for prompt, shown in (("red voice 0.3s 0.7s red voice 0.9s 1.3s", [True, True, False]), ("red", [False] * 3)):
+        null = guidance.get("negative")(2.0, prompt).null(call, world.encode).text
+        assert null.references.valid.tolist() == [shown] * 4
+        assert torch.equal(null.references.features, batch.text.references.features)
+        marks = [place for place, word in enumerate(prompt.split()) if word == "voice"]
+        assert [int(null.span[0, place]) for place in marks] == list(range(len(marks)))
+        assert int((null.span >= 0).sum()) == 4 * len(marks)
+
+
+def test_guidance_by_timbres_that_a_prompt_does_not_show_is_refused_and_their_absence_told():
+    config, told = load(["world=speakers", "flow.timbre_dropout=0.1"]), []
+    guided = Guidance((Timbre(2.0),))
+    with pytest.raises(ValueError, match=r"'red' marks no span; say it as the world does .*voice"):
+        check_marks("red", config, guided, told.append)
+    check_marks("red", config, Guidance(), told.append)
+    assert len(told) == 1
+    assert "no reference timbre is shown" in told[0]
+    check_marks("red voice 0.3s 0.7s", config, guided, told.append)
+    assert len(told) == 1
+    within = load(["world=speakers", "conditioning.timbre_in_span=true"])
+    check_marks("red voice 0.3s 0.7s", within, Guidance(), told.append)
+    assert "not off the times that your prompt says" in told[1]

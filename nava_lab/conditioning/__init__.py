@@ -1,1 +1,1 @@
-"""What a model is told besides noise: text (and, later, timbre)."""
+"""What a model is told besides noise: captions, and reference timbres in or beside them."""

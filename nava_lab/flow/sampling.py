@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nava_lab.flow.draws import noise_like
 from nava_lab.flow.guidance.algebra import Guidance
-from nava_lab.flow.guidance.base import Call, Moment
+from nava_lab.flow.guidance.base import Call, Moment, Told
 from nava_lab.flow.levels import shifted
 from nava_lab.flow.objective import Network
 from nava_lab.flow.path import as_velocity
@@ -115,6 +115,7 @@ class Sampler:
         whole = [name for name in x if name in given and given[name].keep is None]
         cut = torch.full((len(generators),), True, device=text.tokens.device) if self.cut else None
         memory: dict[str, Tensor] = {}
+        told: dict[tuple[object, ...], Told] = {}
         counted = {name: _counted(template[name], given.get(name)) for name in x}
 
         def ask(call: Call) -> State:
@@ -128,7 +129,7 @@ class Sampler:
             state = {name: given[name].into(part) if name in given else part for name, part in state.items()}
             streams = {name: template[name].with_tokens(part) for name, part in state.items()}
             call = Call(streams, _level_tensors(streams, levels, given), text, cut)
-            return self.guidance(ask, call, Moment(state, levels, counted, memory))
+            return self.guidance(ask, call, Moment(state, levels, counted, memory, told))
 
         ended = self.solver(x, self.walk(tuple(x), whole), velocity, generators)
         return {name: given[name].into(part) if name in given else part for name, part in ended.items()}

@@ -135,7 +135,7 @@ class TestEveryTerm:
         once = term.null(call, WORDS)
         assert any(not torch.allclose(ask(once)[key], ask(call)[key]) for key in LEVELS)
         assert all(torch.equal(ask(term.null(once, WORDS))[key], ask(once)[key]) for key in LEVELS)
-        assert all(once.streams[key] is call.streams[key] for key in LEVELS)
+        assert all(once.streams[key] is call.streams[key] and once.levels[key] is call.levels[key] for key in LEVELS)
 
     def test_a_scale_per_modality_guides_that_one_alone(self, name):
         call, moment = situation()
@@ -373,6 +373,35 @@ class TestStillSteps:
         expected = plain(uncoupled, call.streams, call.text, generators("s", 0, range(3)))
         assert torch.equal(found["video"], expected["video"])
         assert not torch.allclose(found["audio"], expected["audio"])
+
+
+def test_texts_are_made_once_in_a_sampling_and_anew_for_other_captions():
+    call, _ = situation()
+    encoded, joins = [], set()
+
+    def encode(captions):
+        encoded.append(captions)
+        return WORDS(captions)
+
+    def watching(streams, levels, text, cut):
+        joins.add(id(text))
+        kept.append(text)
+        return network(streams, levels, text, cut)
+
+    kept = []
+    parts = (example("text"), example("negative"), example("modality"))
+    sampler = Sampler(steps=5, prediction="velocity", guidance=Guidance(parts, 256, encode))
+    first = sampler(watching, call.streams, call.text, generators("s", 0, range(3)))
+    assert (len(encoded), len(joins), len(kept)) == (1, 1, 9)
+    other = sampler(network, call.streams, call.text.rows(torch.tensor([1, 2, 0])), generators("s", 0, range(3)))
+    assert len(encoded) == 2
+    assert not torch.allclose(first["video"], other["video"])
+    moment = situation()[1]  # one moment, asked about different captions: what was made for the one is not taken for the other
+    for text in (call.text, call.text.rows(torch.tensor([1, 2, 0]))):
+        asked = replace(call, text=text)
+        found = sampler.guidance(ask, asked, moment)
+        again = sampler.guidance(ask, asked, situation()[1])
+        assert all(torch.equal(found[name], again[name]) for name in found)
 
 
 def test_stillness_that_leaves_no_step_is_refused():

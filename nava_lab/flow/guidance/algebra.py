@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nava_lab.flow.guidance.base import Call, Encode, Modifier, Moment, Part, Term
+from nava_lab.flow.guidance.base import Call, Encode, Modifier, Moment, Part, Term, Told
 from nava_lab.flow.solvers.base import Schedule
 from nava_lab.streams import joined
 
@@ -87,13 +87,22 @@ class Guidance:
         """
         active = self.active(moment.levels)
         terms = [term for term in self.terms if term.name in active]
-        conditional, *nulls = self._ask(ask, [call, *(term.null(call, self.encode) for term in terms)])
+        calls = [call, *(self._null(term, call, moment) for term in terms)]
+        conditional, *nulls = self._ask(ask, calls, moment)
         velocities = dict(conditional)
         for name in velocities:
             found = [(term, null[name]) for term, null in zip(terms, nulls, strict=True) if name in active[term.name]]
             if found:
                 velocities[name] = self._combined(name, conditional[name], found, moment)
         return velocities
+
+    def _null(self, term: Term, call: Call, moment: Moment) -> Call:
+        """A term's null branch, whose text and cut are made once in a sampling."""
+        key = (term.name, id(call.text), id(call.cut))
+        if key not in moment.told:
+            null = term.null(call, self.encode)
+            moment.told[key] = Told(null.text, null.cut, (call.text, call.cut))
+        return Call(call.streams, call.levels, moment.told[key].text, moment.told[key].cut)
 
     def _combined(self, name: str, conditional: Tensor, nulls: Sequence[tuple[Term, Tensor]], moment: Moment) -> Tensor:
         guided = conditional
@@ -108,7 +117,7 @@ class Guidance:
             guided = part.guided(name, guided, conditional, moment)
         return guided
 
-    def _ask(self, ask: Ask, calls: Sequence[Call]) -> list[Mapping[str, Tensor]]:
+    def _ask(self, ask: Ask, calls: Sequence[Call], moment: Moment) -> list[Mapping[str, Tensor]]:
         """Answers to calls of equal size, as many in one as ``rows`` allows."""
         if len(calls) == 1:
             return [ask(calls[0])]
@@ -117,17 +126,17 @@ class Guidance:
         answers: list[Mapping[str, Tensor]] = []
         for start in range(0, len(calls), together):
             group = calls[start : start + together]
-            answer = ask(group[0] if len(group) == 1 else _joined(group))
+            answer = ask(group[0] if len(group) == 1 else _joined(group, moment))
             split = {name: part.split(batch) for name, part in answer.items()}
             answers += [{name: part[i] for name, part in split.items()} for i in range(len(group))]
         return answers
 
 
-def _joined(calls: Sequence[Call]) -> Call:
-    cut = None
-    if any(call.cut is not None for call in calls):
-        uncut = torch.zeros(len(calls[0].text.tokens), dtype=torch.bool, device=calls[0].text.tokens.device)
-        cut = torch.cat([uncut if call.cut is None else call.cut for call in calls])
+def _joined(calls: Sequence[Call], moment: Moment) -> Call:
+    key = ("joined", *((id(call.text), id(call.cut)) for call in calls))
+    if key not in moment.told:
+        held = tuple((call.text, call.cut) for call in calls)
+        moment.told[key] = Told(joined([call.text for call in calls]), _joined_cuts(calls), held)
     levels: dict[str, Tensor] = {}
     made: dict[int, Tensor] = {}  # levels that are one tensor stay one: the network embeds them once
     for name, level in calls[0].levels.items():
@@ -137,6 +146,13 @@ def _joined(calls: Sequence[Call]) -> Call:
     return Call(
         {name: joined([call.streams[name] for call in calls]) for name in calls[0].streams},
         levels,
-        joined([call.text for call in calls]),
-        cut,
+        moment.told[key].text,
+        moment.told[key].cut,
     )
+
+
+def _joined_cuts(calls: Sequence[Call]) -> Tensor | None:
+    if all(call.cut is None for call in calls):
+        return None
+    uncut = torch.zeros(len(calls[0].text.tokens), dtype=torch.bool, device=calls[0].text.tokens.device)
+    return torch.cat([uncut if call.cut is None else call.cut for call in calls])

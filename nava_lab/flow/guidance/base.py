@@ -36,6 +36,15 @@ class Call:
 
 
 @dataclass(frozen=True)
+class Told:
+    """Text and cut of a call, and what they were made of, which is held so that its identity lasts."""
+
+    text: Stream
+    cut: Bool[Tensor, " b"] | None
+    of: tuple[object, ...]
+
+
+@dataclass(frozen=True)
 class Moment:
     """Where a guided evaluation stands.
 
@@ -44,12 +53,14 @@ class Moment:
         levels: each modality's level, as the schedule has it.
         counted: ``b n`` per modality, the tokens that sums and norms are taken over (neither padding nor clean); None for all.
         memory: kept from evaluation to evaluation of one sampling, and by nobody else.
+        told: texts and cuts of null branches and of branches that share a call, of one sampling: they depend on no level.
     """
 
     x: Mapping[str, Tensor]
     levels: Mapping[str, float]
     counted: Mapping[str, Tensor | None]
     memory: dict[str, Tensor] = field(default_factory=dict)
+    told: dict[tuple[object, ...], Told] = field(default_factory=dict)
 
     def inner(self, name: str, a: Tensor, b: Tensor) -> Float[Tensor, "b 1 1"]:
         """Each sample's inner product of two velocities of a modality, over its counted tokens."""
@@ -128,7 +139,10 @@ class Term(Part):
         return self.scale.get(modality, 1.0) if isinstance(self.scale, Mapping) else self.scale
 
     def null(self, call: Call, encode: Encode | None) -> Call:
-        """The call with something taken away. ``encode`` turns captions into text; None where a world has no words."""
+        """The call with something of its text or cut taken away; streams and levels stay as they are, whatever the level.
+
+        ``encode`` turns captions into text; None where a world has no words.
+        """
         raise TypeError(f"{type(self).__name__} does not say its null branch")
 
 

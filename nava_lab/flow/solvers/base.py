@@ -38,12 +38,14 @@ class Solver:
 
     Class attributes:
         order: order of convergence on a smooth flow, of the solver at its defaults and without noise.
+        order_to_0: the same of a walk from pure noise down to level 0, where some cannot keep it; None where they do.
         examples: further settings that the laws are tested with, each with the order that it then has.
         whole_only: whether a walk over two halves may differ from one over the whole (it remembers earlier steps).
     """
 
     name: ClassVar[str] = ""
     order: ClassVar[int] = 1
+    order_to_0: ClassVar[int | None] = None
     examples: ClassVar[tuple[tuple[Mapping[str, object], int], ...]] = ()
     whole_only: ClassVar[bool] = False
 

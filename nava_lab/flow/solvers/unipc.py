@@ -49,6 +49,7 @@ class UniPC(Solver):
     steps_used: int = 2
 
     order: ClassVar[int] = 3
+    order_to_0: ClassVar[int | None] = 2  # lambda is infinite there: the last steps are of first and second order
     examples: ClassVar[tuple[tuple[Mapping[str, object], int], ...]] = (({"steps_used": 1}, 2), ({"steps_used": 3}, 3))
     whole_only: ClassVar[bool] = True
 

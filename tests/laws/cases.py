@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import os
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 
 from nava_lab.attention import Causal, Cut, Everything, Mask, Padding, Segments, Spans, Tokens, Visible, Window, WithoutText
+from nava_lab.attention.visible import Ruled
 from nava_lab.conditioning.text import text_stream
 from nava_lab.streams import Stream, time_positions
 from tests.conftest import INTERFACE
 
 NAMES = ("video", "audio", "timbre", "text")
+DEVICE = os.environ.get(
+    "NAVA_DEVICE", "cpu"
+)  # where the laws of backends have attention computed: NAVA_DEVICE=cuda ./nava test ...
 seeds = st.integers(0, 2**31)
 # Laws of whole models cost more than laws of tables; both grow with the profile (NAVA_PROFILE=long).
 fewer = settings(max_examples=max(3, settings().max_examples // 5))
@@ -106,6 +111,31 @@ def scenes(draw, mask=None, dtypes=(torch.float32,), **options):
         draw(st.sampled_from(dtypes)),
         draw(st.integers(0, 999)),
     )
+
+
+def there(mask: Mask) -> Mask:
+    """The same rule with whatever tensors it holds on ``DEVICE``."""
+    moved = {}
+    for part in fields(mask):
+        value = getattr(mask, part.name)
+        moved[part.name] = there(value) if isinstance(value, Mask) else value.to(DEVICE) if torch.is_tensor(value) else value
+    return type(mask)(**moved)
+
+
+def on_device(function):
+    """Attention computed on ``DEVICE`` of what lies here, forward and backward: laws speak of the CPU's tensors alone."""
+
+    def moved(query, key, value, visible=None):
+        if isinstance(visible, Ruled):
+            rows = [tokens._each(lambda fact: fact.to(DEVICE)) for tokens in (visible.queries, visible.keys)]
+            visible = Ruled(there(visible.mask), *rows, visible.clean)
+        elif isinstance(visible, Visible):
+            visible = Visible(None if visible.table is None else visible.table.to(DEVICE), visible.shape, visible.clean)
+        elif visible is not None:
+            visible = visible.to(DEVICE)
+        return function(*(part.to(DEVICE) for part in (query, key, value)), visible).to(query.device)
+
+    return moved
 
 
 @dataclass(frozen=True)

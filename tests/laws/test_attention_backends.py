@@ -1,7 +1,7 @@
 """Laws of attention itself, for every registered backend, each shown to catch mutants.
 
 A law takes the function under test, ``attend(query, key, value, visible)``, and raises AssertionError where it does not hold.
-Backends that have no gradients on this device are held to the forward half.
+Backends that have no gradients on the device (NAVA_DEVICE, the CPU by default) are held to the forward half.
 """
 
 from dataclasses import replace
@@ -17,16 +17,18 @@ from nava_lab.attention.attend import check, choose
 from nava_lab.attention.backends import flex
 from nava_lab.registry import backends
 from nava_lab.streams import Packing, Stream, time_positions
-from tests.laws.cases import NAMES, Scene, fewer, generator, scenes
+from tests.laws import cases
+from tests.laws.cases import DEVICE, NAMES, Scene, fewer, generator, on_device, scenes
 from tests.laws.test_masks import big
 
-NAMED = {name: partial(attend, backend=name) for name in [*backends, "auto"]}
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5, torch.bfloat16: 3e-2}
+NAMED = {name: on_device(partial(attend, backend=name)) for name in [*backends, "auto"]}
+SINGLE = {"cpu": 1e-5, "cuda": 5e-3}  # matrix products of single precision may run in TF32 there
+TOLERANCE = {torch.float64: 1e-6, torch.float32: SINGLE.get(DEVICE, 1e-5), torch.bfloat16: 3e-2}
 
 
 def trains(name):
     try:
-        check(name, "cpu", gradients=True)
+        check(name, DEVICE, gradients=True)
     except ValueError:
         return False
     return True
@@ -390,7 +392,7 @@ def test_flex_takes_what_autocast_leaves_in_mixed_types_and_heads_below_its_leas
     mixed = NAMED["flex"](query, key.double(), value, scene.visible())
     assert mixed.dtype == torch.float64
     close(mixed.float(), expected)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         low = NAMED["flex"](query, key, value.bfloat16(), scene.visible())
     assert low.dtype == torch.bfloat16
     torch.testing.assert_close(low.float(), expected, atol=0.05, rtol=0.05)
@@ -458,3 +460,22 @@ def test_a_row_is_packed_or_not():
         Scene(mixed, Everything()).tokens(NAMES)
     assert Packing.of((2, 0, 1)).ids.tolist() == [[0, 0, 2]]
     assert Packing.of((2, 0, 1)).places().tolist() == [[0, 1, 0]]
+
+
+def test_the_laws_have_attention_computed_where_they_are_told(monkeypatch):
+    mask = Padding() & (~Causal() | Cut(torch.tensor([True, False, True]), ("audio",))) & Window(0.1)
+    scene, seen = replace(big(), mask=mask), []
+
+    def elsewhere(query, key, value, visible):
+        seen.append((visible, query, key, value))
+        return torch.zeros(query.shape)
+
+    values = scene.values(*scene.visible().shape)
+    on_device(elsewhere)(*values, scene.visible())
+    assert torch.equal(seen[0][0].dense.cpu(), scene.visible().dense)  # the same rule
+    monkeypatch.setattr(cases, "DEVICE", "meta")
+    for visible in (scene.visible(), Visible(scene.visible().dense, scene.visible().shape)):
+        assert on_device(elsewhere)(*values, visible).device.type == "cpu"
+        assert {part.device.type for part in (seen[-1][0].dense, *seen[-1][1:])} == {"meta"}
+    on_device(elsewhere)(*values, scene.visible().dense)
+    assert {part.device.type for part in seen[-1]} == {"meta"}

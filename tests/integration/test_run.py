@@ -190,6 +190,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from nava_lab.blocks.base import Dims, Spans
+from nava_lab.blocks.options import Traits
 from nava_lab.blocks.sublayers import FeedForward, Modulation, Norms, SelfAttention
 from nava_lab.registry import blocks
 
@@ -207,9 +208,9 @@ class ToyModule(nn.Module):
     def __init__(self, dims):
         super().__init__()
         self.norm = Norms(dims.names, dims, False, affine=True)
-        self.modulation = Modulation(dims.names, dims, False)
-        self.attention = SelfAttention(dims.names, dims, False, "full", 0, False, True)
-        self.feed_forward = FeedForward(dims.names, dims, False, "gelu", True)
+        self.modulation = Modulation(dims.names, dims, False, Traits())
+        self.attention = SelfAttention(dims.names, dims, False, Traits())
+        self.feed_forward = FeedForward(dims.names, dims, False, Traits())
 
     def forward(self, x, given):
         spans = Spans.of(x)
@@ -252,7 +253,7 @@ def test_a_newcomers_block_and_variant_take_one_file_each(tmp_path):
     env = {"PYTHONPATH": str(tmp_path)}
     assert "toy_variant        A newcomer's first idea." in nava("--help", cwd=tmp_path, env=env).stdout
     described = json.loads(nava("describe", "variant=toy_variant", "--json", cwd=tmp_path, env=env).stdout)
-    assert described["stages"] == [{"label": "toys", "layers": 6, "block": "toy_block()", "text": True}]
+    assert described["stages"] == [{"label": "toys", "layers": 6, "block": "toy_block()", "text": True, "only": []}]
     assert abs(described["budget"]["realised"] / 1e6 - 1) <= 0.005
     contracts = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/contracts", "-k", "toy and not budgets_are_met"],

@@ -8,7 +8,7 @@ import torch
 from nava_lab.budget import Budget, measure, solve
 from nava_lab.budget.measure import owned
 from nava_lab.models.denoiser import Denoiser, count_parameters
-from nava_lab.models.variant import Size, with_settings
+from nava_lab.models.variant import Size, Variant, with_settings
 from nava_lab.registry import variants
 from nava_lab.streams import Interface, ModalitySpec, Stream, TextSpec, time_positions
 from tests.conftest import INTERFACE, Inputs, lively
@@ -165,9 +165,13 @@ def leaves(value, prefix=""):
             yield f"{prefix}{field.name}", field, inner
 
 
+COMMON = {field.name: field for field in dataclasses.fields(Variant)}  # a variant may give them another default, and no more
+
+
 def _other_values(field, value):
-    if field.metadata.get("choices"):
-        return [choice for choice in field.metadata["choices"] if choice != value]
+    choices = field.metadata.get("choices") or (COMMON[field.name].metadata.get("choices") if field.name in COMMON else None)
+    if choices:
+        return [choice for choice in choices if choice != value]
     if field.name == "heads":
         return [1, 2, 4]
     if isinstance(value, bool):

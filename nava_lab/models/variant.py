@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any
 
 from nava_lab.blocks.base import BlockConfig, Dims, choose
@@ -148,7 +148,13 @@ class Variant:
         """The stages as they are built: no text in the first ``text_after`` layers, no sublayer for text in the sequence."""
         plan: list[Stage] = []
         left = self.text_after
-        for stage in self.stages():
+        stages = list(self.stages())
+        own = next(part for part in fields(self) if part.name == "layers")
+        usual: Any = own.default if own.default_factory is MISSING else own.default_factory()
+        if self.layers != usual and stages == list(replace(self, layers=usual).stages()):
+            name = type(self).__name__
+            raise ValueError(f"variant.layers changes nothing in {name}: its stages do not pass it on to their blocks")
+        for stage in stages:
             if self.text_place == "sequence":
                 stage = replace(stage, block=_without_text(stage.block))
             before = min(left, stage.layers)

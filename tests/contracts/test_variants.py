@@ -36,8 +36,10 @@ def test_a_gradient_reaches_every_parameter(name):
     model, inputs = lively(make(name)), Inputs()
     sum(part.square().sum() for part in model(inputs.streams, inputs.levels, inputs.text).values()).backward()
     starved = [key for key, part in model.named_parameters() if part.grad is None or not part.grad.abs().sum() > 0]
-    # A word that no caption of the batch uses has a row without gradient, but its table has some.
-    assert not starved
+    # A word that no caption of the batch uses has a row without gradient, but its table has some. Text that keeps weights of its
+    # own in the last layer (MagiHuman as released) has some that nothing generated can see: what it asks and what it makes of it.
+    last = f"blocks.{len(model.blocks) - 1}."
+    assert not [key for key in starved if not (key.startswith(last) and ".parts.text." in key)]
 
 
 @pytest.mark.parametrize("name", ALL)

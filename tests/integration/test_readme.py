@@ -88,7 +88,7 @@ def test_the_readmes_variant_works_as_printed(tmp_path, monkeypatch):
     """The example, with the imports of the file it points to, passes through budget and forward."""
     example = re.search(r"```python\n(@variants.*?)```", README, re.S)
     assert example
-    copied = (PACKAGE.parent / "variants" / "align_then_fuse.py").read_text().split("@variants")[0]
+    copied = (PACKAGE.parent / "variants" / "magihuman.py").read_text().split("@variants")[0]
     (tmp_path / "sandwich.py").write_text(copied + example[1])
     program = (
         "from nava_lab.config import load; from nava_lab.study.describe import description\n"

@@ -76,11 +76,16 @@ def re_executes(config: Config) -> bool:
     )
 
 
+def missing_extra(launcher: str) -> str:
+    """The extra that brings a launcher's package, where it is not installed; empty where it is, or where it needs none."""
+    package, extra = PACKAGES.get(launcher, ("hydra", ""))
+    return extra if find_spec(package.split(".")[0]) is None or find_spec(package) is None else ""
+
+
 def multirun(overrides: Sequence[str], tell: Tell, retry_failed: bool = False) -> list[Path]:
     """Run what is not finished yet; returns the folders of all runs. ConfigError names what failed."""
     launcher = next((part.split("=", 1)[1] for part in overrides if part.startswith("launcher=")), "basic")
-    package, extra = PACKAGES.get(launcher, ("hydra", ""))
-    if find_spec(package.split(".")[0]) is None or find_spec(package) is None:
+    if extra := missing_extra(launcher):
         raise ConfigError(f"launcher={launcher} needs a package that is not installed: pip install 'nava-lab[{extra}]'")
     jobs = jobs_of(overrides)
     states = [state_of(job.folder) for job in jobs]

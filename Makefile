@@ -2,9 +2,9 @@
 check: ; ./nava check
 test: ; ./nava test
 demo: ; ./nava demo
-# The README's figure: the demo's scores, once they are there.
+# The demo's scores as a picture.
 figure: demo ; cp runs/compare/scores.png docs/scores.png
-# The README's first figure and table: the depth-ratio study at equal parameters, a quarter of an hour on two idle cores.
+# The README's figure and table: the depth-ratio study at equal parameters, a quarter of an hour on two idle cores.
 ratio:
 	./nava study sweeps/align_fuse_ratio.yaml --edition cpu --workers 2 budgets=parameters
 	cp "$$(ls -td runs/studies/align_fuse_ratio-cpu-*/compare | head -1)/against_variant_align_fraction.png" docs/align_fuse_ratio.png

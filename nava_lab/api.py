@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 def train(*overrides: str) -> Path:
     """What ``nava train KEY=VALUE ...`` does; returns the run's folder. A finished run is left alone."""
     from nava_lab.config import load
+    from nava_lab.memory import keep_memory
     from nava_lab.study.run import run
     from nava_lab.training.quiet import quieten
 
     quieten()
+    keep_memory()
     return run(load(overrides), tell=lambda message: None)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from nava_lab.cli.catalogue import catalogue
+from nava_lab.memory import keep_memory
 from nava_lab.registry import UnknownName, nearest
 from nava_lab.training.quiet import quieten
 
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if name not in COMMANDS:
         _fail(f"there is no command '{name}'; {nearest(name, COMMANDS)}")
     quieten()
+    keep_memory()
     try:
         if any(part in ("-h", "--help") for part in rest):
             print(usage() + catalogue(short=name not in SETTABLE))

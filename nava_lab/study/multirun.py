@@ -18,6 +18,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from nava_lab.config import CONFIGS, Config, ConfigError, check_choices, explain, load, quoted, register, typed
+from nava_lab.memory import keep_memory
 from nava_lab.study.identity import run_name
 from nava_lab.study.run import FAILED, FAILURES, prepared, run, state_of
 from nava_lab.training.quiet import quieten
@@ -140,6 +141,7 @@ def job_of(composed: DictConfig) -> str:
     from hydra.core.hydra_config import HydraConfig
 
     quieten()
+    keep_memory()
     config = typed(composed)
     try:
         if re_executes(config):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from nava_lab.config import load
+from nava_lab.memory import keep_memory
 from nava_lab.study import record
 from nava_lab.study.claims import Claim
 from nava_lab.study.grammar import override
@@ -162,6 +163,7 @@ class Worker:
 
 def main(arguments: list[str]) -> None:
     quieten()
+    keep_memory()
     folder, place, lease_s, parent = Path(arguments[0]), arguments[1], float(arguments[2]), int(arguments[3])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
 

@@ -8,7 +8,7 @@ import pytest
 from nava_lab.registry import PACKAGE
 
 FLOORS = [
-    "_torchvision_repair", "registry", "rng", "streams", "layers", "attention", "conditioning", "blocks", "models", "budget",
+    "_torchvision_repair", "memory", "registry", "rng", "streams", "layers", "attention", "conditioning", "blocks", "models", "budget",
     "checkpoints", "media", "worlds", "flow", "training", "evaluation", "config", "study", "report", "api", "bench", "cli",
 ]  # fmt: skip
 # The flow is blind to architecture and worlds; worlds know no model; training and the flow know no variant.

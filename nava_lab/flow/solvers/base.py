@@ -124,7 +124,8 @@ class OneStep(Solver):
 def move(x: State, v: State, now: Levels, then: Levels) -> dict[str, Tensor]:
     """Along the velocity from one node towards another; a modality whose level stands still keeps its bits."""
     return {
-        name: part if then[name] == now[name] else ((then[name] - now[name]) * v[name]).add_(part) for name, part in x.items()
+        name: part if then[name] == now[name] else torch.add(part, v[name], alpha=then[name] - now[name])
+        for name, part in x.items()
     }
 
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from nava_lab.flow.path import half_log_snr
@@ -52,7 +53,7 @@ class DPMSolverPP(Solver):
                 if goal == t:
                     moved[name] = part
                     continue
-                step = ((goal - t) * v[name]).add_(part)
+                step = torch.add(part, v[name], alpha=goal - t)
                 if self.steps_used == 2:
                     _, clean = node = known[name].predict(part, v[name], t)
                     if goal > 0 and (kept := apart(known[name].nodes, t, goal)):

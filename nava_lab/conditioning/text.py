@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from nava_lab.registry import nearest
 from nava_lab.streams import Stream, TextSpec
 
 PAD, NULL = 0, 1  # ids every vocabulary begins with
@@ -37,7 +38,8 @@ class WordTokenizer:
             words = caption.split()
             unknown = [word for word in words if word not in self.ids]
             if unknown:
-                raise ValueError(f"caption '{caption}': the vocabulary has no word {', '.join(map(repr, unknown))}")
+                told = "; ".join(f"{word!r}, {nearest(word, list(self.words[2:]))}" for word in unknown)
+                raise ValueError(f"caption '{caption}': the vocabulary has no word {told}")
             if len(words) > self.length:
                 raise ValueError(f"caption '{caption}' has {len(words)} words; the tokenizer takes {self.length}")
             row = [self.ids[word] for word in words] or [NULL]

@@ -54,6 +54,7 @@ def sample_run(
     if size < 1:
         raise ValueError(f"--batch-size={size} must be at least 1")
     wish = wish or Wish({}, {}, true=config.evaluation.given)
+    check_place(out, wish, tell)
     config.world.prepare()
     built = parts(config)
     said = caption_of(wish, config.world, built.drawing, tell)
@@ -83,6 +84,16 @@ def sample_run(
     save_file({name: part.contiguous() for name, part in whole.items()}, out / "tokens.safetensors")
     names = write_previews(out, config.world, whole, captions, shown)
     return [out / f"{name}.mp4" for name in names] or [out / "tokens.safetensors"]
+
+
+def check_place(out: Path, wish: Wish, tell: Callable[[str], None]) -> None:
+    """Refuse a folder whose files are read for these clips, and tell of earlier clips that go."""
+    read = [*wish.files.values(), *wish.first_steps.values(), *([wish.beginning] if wish.beginning else [])]
+    for file in read:
+        if file.resolve().parent == out.resolve():
+            raise ValueError(f"{file} is given and would be replaced by what it gives: name another folder (--out)")
+    if (out / "tokens.safetensors").exists():
+        tell(f"{out}: replaces the clips of an earlier call (--out FOLDER keeps both)")
 
 
 def caption_of(wish: Wish, world: World, drawing: Drawing, tell: Callable[[str], None]) -> str | None:

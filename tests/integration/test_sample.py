@@ -212,8 +212,22 @@ def test_mistakes_end_in_one_line(run, tmp_path, capsys):
         (["evaluation.guidance.txt=3"], "evaluation.guidance.text"),
         (["evaluation.guidance.rescale=0.5"], "no term is on"),
         (["evaluation.guidance.negative.scale=2", "evaluation.guidance.negative.prompt=purple"], "no word 'purple'"),
+        (["--prompt", "rad"], "did you mean 'red'"),
     ):
         assert expected in complaint(capsys, "sample", run, *arguments), arguments
+
+
+def test_clips_of_one_use_do_not_replace_another_s_nor_what_they_were_given(run, capsys):
+    nava("sample", run, "--count", 2, "--previews", 0)
+    own = run / "samples" / "tokens.safetensors"
+    before = own.read_bytes()
+    nava("sample", run, "--count", 2, "--previews", 0, "--video", own)
+    assert own.read_bytes() == before
+    assert (run / "samples-video" / "tokens.safetensors").exists()
+    assert "would be replaced" in complaint(capsys, "sample", run, "--video", own, "--out", own.parent)
+    nava("sample", run, "--count", 2, "--previews", 0)
+    assert "replaces the clips of an earlier call" in capsys.readouterr().err
+    assert own.read_bytes() == before
 
 
 def test_media_files_are_given_to_a_run_on_clips(tmp_path, capsys):

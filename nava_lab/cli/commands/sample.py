@@ -44,7 +44,12 @@ def main(arguments: list[str]) -> None:
         options["--prompt"],
         bool(options["--from"]),
     )
-    out = Path(options["--out"]) if options["--out"] else folder / "samples"
+    out = Path(options["--out"]) if options["--out"] else folder / "-".join(("samples", *of_use(wish)))
     count, seed, size, shown = (number(options, name, int) for name in ("--count", "--seed", "--batch-size", "--previews"))
     for path in sample_run(folder, config, out, count or 0, seed, tell, wish, size, shown):
         print(path)
+
+
+def of_use(wish: Wish) -> list[str]:
+    """What clips are given, as their folder is called: one use's clips do not replace another's."""
+    return [*wish.whole, *(f"first_{name}" for name in wish.first_steps), *(["continued"] if wish.beginning else [])]

@@ -206,7 +206,7 @@ def concluded(comparison: Comparison) -> Comparison:
     """The comparison with its status, summary and findings."""
     status, summary, findings = _conclusion(comparison)
     families, score = comparison.families, comparison.headline
-    sentences = [part.sentence(score, len(family.contrasts)) for family in families for part in family.contrasts]
+    sentences = [part.sentence(score) for family in families for part in family.contrasts]
     findings = [*findings, *_laws(comparison)]
     return replace(comparison, status=status, summary=summary, findings=findings, sentences=sentences)
 
@@ -253,7 +253,7 @@ def _summary(comparison: Comparison, usable: Sequence[Judged]) -> str:
         if winner and len(others) > 2:
             lines.append(f"{winner} is ahead of every other in {score}{under}.")
         elif len(own) > 2 and len(alike) == 1:
-            lines.append(_together(own, score, len(family.contrasts)))
+            lines.append(_together(own, score))
         elif 1 <= len(own) <= 2:
             lines += [f"{part.claim(score)}." for part in own]
         elif own:
@@ -265,7 +265,7 @@ def _summary(comparison: Comparison, usable: Sequence[Judged]) -> str:
     return f"None of {len(usable)} contrasts in {score} is decided."
 
 
-def _together(parts: Sequence[Judged], score: str, among: int) -> str:
+def _together(parts: Sequence[Judged], score: str) -> str:
     """Several contrasts against one label that came out alike, in one sentence."""
     first = parts[0]
     axes = {part.found.first.partition("=")[0] for part in parts}
@@ -278,7 +278,7 @@ def _together(parts: Sequence[Judged], score: str, among: int) -> str:
     under = f" at equal {first.family}" if first.family else ""
     size = f"{signed(means[0], digits)} to {signed(means[-1], digits)}"
     worst = max(part.p for part in parts)
-    test = f"each {p_value(worst)} or less after Holm over {among}"
+    test = f"each {p_value(worst)} or less after Holm over {first.among}"
     return f"{listed} are {side} {first.found.second} in {score}{under}, by {size} ({test})."
 
 

@@ -30,6 +30,7 @@ class Judged:
         margin: of "no worse"; None where the score has none.
         within: the TOST against it, after Holm; positive differences are gains.
         family: the budget it is under.
+        among: how many contrasts Holm's correction minded.
     """
 
     found: Paired
@@ -39,6 +40,7 @@ class Judged:
     margin: float | None = None
     within: Tost | None = None
     family: str = ""
+    among: int = 1
 
     @property
     def gain(self) -> float:
@@ -75,8 +77,8 @@ class Judged:
         }[self.outcome]
         return said + (f" at equal {self.family}" if self.family else "")
 
-    def evidence(self, score: str, among: int) -> str:
-        """The numbers behind the outcome; ``among`` so many contrasts that Holm's correction minds."""
+    def evidence(self, score: str) -> str:
+        """The numbers behind the outcome."""
         n = self.found.n
         if self.outcome == "refused":
             return "; ".join(self.unequal) or "they share no finished seed"
@@ -86,13 +88,17 @@ class Judged:
         size = "{} [{}, {}]".format(*(signed(value, digits) for value in self.found.interval))
         if self.outcome == "exploratory":
             return f"{size} over {n} seeds"
-        test = f"{n} paired seeds, sign-flip {p_value(self.p)}" + (f" after Holm over {among} contrasts" if among > 1 else "")
+        test = f"{n} paired seeds, sign-flip {p_value(self.p)}" + self._after
         bound = {"equal": "p", "no worse": "lower", "no better": "upper"}.get(self.outcome)
         return f"{size} ({test}{f'; TOST {p_value(getattr(self.within, bound))}' if bound else ''})"
 
-    def sentence(self, score: str, among: int) -> str:
+    @property
+    def _after(self) -> str:
+        return f" after Holm over {self.among} contrasts" if self.among > 1 else ""
+
+    def sentence(self, score: str) -> str:
         """The outcome with its uncertainty."""
-        return f"{self.claim(score)}: {self.evidence(score, among)}."
+        return f"{self.claim(score)}: {self.evidence(score)}."
 
 
 def signed(value: float, digits: int) -> str:
@@ -128,24 +134,21 @@ def judge(
 
 
 def corrected(contrasts: Sequence[Judged]) -> list[Judged]:
-    """A family's contrasts with Holm's correction over those that are tested at all.
+    """A family's contrasts with Holm's correction over all of them.
 
-    A family is one budget. A second budget is a condition on a claim, not a second chance, so it needs no correction.
+    Those that could not be tested (runs failed, are missing or may not be compared) count as p = 1: what was declared is what
+    is corrected for, whatever became of it. A family is one budget. A second budget is a condition on a claim, not a second
+    chance, so it needs no correction.
     """
-    tested = [part for part in contrasts if not part.unequal and part.found.n > 1]
-    flips = iter(holm([part.p for part in tested]))
-    bounds = [part.within for part in tested if part.within is not None]
-    lower, upper = iter(holm([part.lower for part in bounds])), iter(holm([part.upper for part in bounds]))
+    untested = Tost(1.0, 1.0, 1.0)
+    tested = [not part.unequal and part.found.n > 1 for part in contrasts]
+    bounds = [part.within if part.within is not None and can else untested for part, can in zip(contrasts, tested, strict=True)]
+    flips = holm([part.p if can else 1.0 for part, can in zip(contrasts, tested, strict=True)])
+    lower, upper = holm([part.lower for part in bounds]), holm([part.upper for part in bounds])
     made = []
-    for part in contrasts:
-        if part.unequal or part.found.n <= 1:
-            made.append(part)
-            continue
-        within = None
-        if part.within is not None:
-            low, high = next(lower), next(upper)
-            within = Tost(low, high, max(low, high))
-        made.append(replace(part, p=next(flips), within=within))
+    for part, can, p, low, high in zip(contrasts, tested, flips, lower, upper, strict=True):
+        within = None if part.within is None or not can else Tost(low, high, max(low, high))
+        made.append(replace(part, p=p, within=within, among=len(contrasts)))
     return made
 
 
@@ -155,15 +158,15 @@ def all_pairs(labels: Sequence[str]) -> list[Pair]:
 
 def hopeless(contrasts: Sequence[Judged]) -> str:
     """A sentence where a family holds so many contrasts over so few seeds that none can come out decided."""
-    tested = [part for part in contrasts if part.found.enough and not part.unequal]
+    tested, family = [part for part in contrasts if part.found.enough and not part.unequal], len(contrasts)
     if not tested:
         return ""
-    least = least_p(max(part.found.n for part in tested)) * len(tested)
+    least = least_p(max(part.found.n for part in tested)) * family
     if least <= ALPHA:
         return ""
-    seeds = next(n for n in range(SEEDS_FOR_A_VERDICT, 64) if least_p(n) * len(tested) <= ALPHA)
+    seeds = next(n for n in range(SEEDS_FOR_A_VERDICT, 64) if least_p(n) * family <= ALPHA)
     return (
-        f"{len(tested)} contrasts over so few seeds leave none of them a chance: after Holm no p can fall below {least:.2f}. "
+        f"{family} contrasts over so few seeds leave none of them a chance: after Holm no p can fall below {least:.2f}. "
         f"Declare fewer, or run {seeds} seeds."
     )
 

@@ -10,6 +10,7 @@ from nava_lab.report.compare import compare
 from nava_lab.report.frame import contrasts_frame, load_logs, load_runs, runs_frame, write_frames
 from nava_lab.report.table import lead_columns, print_comparison, shown_columns
 from nava_lab.study.record import BadRecord
+from nava_lab.study.statistics import tost
 from tests.unit.report.made import FIELDS, make_run, make_runs, make_study
 
 
@@ -153,6 +154,19 @@ def test_a_study_is_judged_by_its_declared_contrasts_under_each_budget(study):
     assert found.planned == 80
     assert found.left_out == ["align_fraction=0.5 [flops], seed 3: failed (the loss is nan)"]
     assert "79 of 80 confirmation runs are finished (1 failed)." in found.doubts
+
+
+def test_contrasts_whose_runs_failed_count_in_holms_family_all_the_same(tmp_path):
+    """Four were declared and three came to nothing: the one that is left is corrected for four, and says so."""
+    gone = {(f"align_fraction={level} [parameters]", seed) for level in ("0.25", "0.75", "1") for seed in range(8)}
+    found = compare([make_study(tmp_path, failed=gone)])
+    own = {part.found.first: part for part in found.families[0].contrasts}
+    left = own["align_fraction=0.5"]
+    assert (left.found.p, left.p, left.among) == pytest.approx((2 / 2**8, 4 * 2 / 2**8, 4))
+    assert "after Holm over 4 contrasts" in left.sentence("sync_auc")
+    alone = tost(left.found.differences, 0.02)
+    assert left.within.upper == pytest.approx(min(1, 4 * alone.upper))
+    assert [own[f"align_fraction={level}"].outcome for level in ("0.25", "0.75", "1")] == ["refused"] * 3
 
 
 def test_tuned_and_varied_settings_do_not_keep_a_study_from_ranking_but_data_does(tmp_path):

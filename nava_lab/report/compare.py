@@ -11,12 +11,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nava_lab.report.judge import Judged, across_budgets, all_pairs, corrected, hopeless, judge, margin_of, p_value, signed
+from nava_lab.report.judge import (
+    Judged,
+    across_budgets,
+    all_pairs,
+    at_one_budget,
+    corrected,
+    hopeless,
+    judge,
+    margin_of,
+    p_value,
+    signed,
+)
 from nava_lab.report.runs import Run, by_label, differences, find_runs, labelled, load_run, scores_by_seed
 from nava_lab.study import record
 from nava_lab.study.statistics import SEEDS_FOR_A_VERDICT, Interval, Scaling, scale_dependent, t_interval
 
-VERDICT, EXPLORATORY, NOT_RANKED, ALONE = "verdict", "exploratory", "not ranked", "nothing to compare"
+VERDICT, PROVISIONAL, EXPLORATORY = "verdict", "provisional", "exploratory"
+NOT_RANKED, ALONE = "not ranked", "nothing to compare"
 
 
 @dataclass(frozen=True)
@@ -76,8 +88,10 @@ class Comparison:
         families: the runs in families, ranked where they may be.
         declared: whether the contrasts were declared before the runs were made.
         question: what was asked.
-        status: verdict, exploratory, not ranked or nothing to compare.
+        without: budgets that were declared and then left out.
+        status: verdict, provisional, exploratory, not ranked or nothing to compare.
         summary: the conclusion in one sentence.
+        reservations: what makes a verdict provisional, a sentence each: runs to come, a budget left out, tuning at its bounds.
         findings: what supports and limits it, a sentence each.
         sentences: every contrast in words.
         doubts: what a reader should know beside it: failures, tuning at its bounds.
@@ -94,8 +108,10 @@ class Comparison:
     families: Sequence[Family]
     declared: bool = False
     question: str = ""
+    without: Sequence[str] = ()
     status: str = EXPLORATORY
     summary: str = ""
+    reservations: Sequence[str] = ()
     findings: Sequence[str] = ()
     sentences: Sequence[str] = ()
     doubts: Sequence[str] = ()
@@ -109,7 +125,7 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """Everything that is concluded, as one text."""
-        return " ".join([self.summary, *self.findings, *self.sentences])
+        return " ".join([self.summary, *self.reservations, *self.findings, *self.sentences])
 
     @property
     def differences(self) -> list[str]:
@@ -203,12 +219,39 @@ def ranked(family: Family, headline: str, higher_is_better: bool) -> Family:
 
 
 def concluded(comparison: Comparison) -> Comparison:
-    """The comparison with its status, summary and findings."""
+    """The comparison with its status, summary, reservations and findings."""
     status, summary, findings = _conclusion(comparison)
+    reservations: list[str] = []
+    if status == VERDICT:
+        reservations = [*comparison.reservations, *_left_out(comparison), *at_one_budget(comparison.contrasts)]
+        status = PROVISIONAL if reservations else VERDICT
+        summary += _one_of(comparison)
     families, score = comparison.families, comparison.headline
     sentences = [part.sentence(score) for family in families for part in family.contrasts]
     findings = [*findings, *_laws(comparison)]
-    return replace(comparison, status=status, summary=summary, findings=findings, sentences=sentences)
+    return replace(comparison, status=status, summary=summary, reservations=reservations, findings=findings, sentences=sentences)
+
+
+def _left_out(comparison: Comparison) -> list[str]:
+    """That a declared budget was left out, where one was."""
+    if not comparison.without:
+        return []
+    names = " and ".join(f"equal {name}" for name in comparison.without)
+    return [f"The study's file declares {names} as well, and it was left out: a claim needs the same sign there."]
+
+
+def _one_of(comparison: Comparison) -> str:
+    """ " This holds at one of two budgets.", where what is decided is not decided at all that were declared."""
+    decided = {part.family for part in comparison.contrasts if part.outcome in ("ahead", "behind")}
+    budgets = {*(family.name for family in comparison.families), *comparison.without}
+    lacking = comparison.without or at_one_budget(comparison.contrasts)
+    if not lacking or not 0 < len(decided) < len(budgets):
+        return ""
+    some, every = (NUMBERS.get(len(part), str(len(part))) for part in (decided, budgets))
+    return f" This holds at {some} of {every} budgets."
+
+
+NUMBERS = {1: "one", 2: "two", 3: "three"}
 
 
 def _conclusion(comparison: Comparison) -> tuple[str, str, list[str]]:
@@ -231,9 +274,16 @@ def _conclusion(comparison: Comparison) -> tuple[str, str, list[str]]:
     findings = [*across_budgets(contrasts), *filter(None, (hopeless(family.contrasts) for family in families))]
     if not comparison.declared and len(usable) > 1:
         findings.append(f"No contrast was declared beforehand, so all {len(usable)} pairs count.")
+    kinds = {run.record["budget"]["kind"] for run in comparison.runs}
+    if len(kinds) == 1 and not comparison.without and any(part.outcome in ("ahead", "behind") for part in usable):
+        findings += [line for kind, line in AT_ONE.items() if kind in kinds]
     return VERDICT, _summary(comparison, usable), findings
 
 
+AT_ONE = {
+    "parameters": "Judged at equal parameters alone: whether the sign agrees at equal FLOPs was not asked.",
+    "flops": "Judged at equal FLOPs alone: whether the sign agrees at equal parameters was not asked.",
+}
 OVER_CLIPS = "Intervals are over clips: they say how well one trained model is measured, not how training would vary."
 
 

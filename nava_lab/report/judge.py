@@ -191,3 +191,22 @@ def across_budgets(contrasts: Sequence[Judged]) -> list[str]:
         else:
             lines.append(f"The sign against {second} differs between equal {budgets} for {listed}: no claim holds under both.")
     return lines
+
+
+def at_one_budget(contrasts: Sequence[Judged]) -> list[str]:
+    """Claims that are decided under one budget and not judged under another, those with one side and one reason together."""
+    pairs: dict[Pair, list[Judged]] = {}
+    for part in contrasts:
+        pairs.setdefault((part.found.first, part.found.second), []).append(part)
+    alone: dict[tuple[str, str, str], list[str]] = {}
+    for (first, second), parts in pairs.items():
+        decided = [part.family for part in parts if part.outcome in ("ahead", "behind")]
+        for part in parts if decided else ():
+            if part.outcome in ("refused", "exploratory"):
+                seeds = f"{part.found.n} seed{'s' if part.found.n > 1 else ''}, and a verdict needs {SEEDS_FOR_A_VERDICT}"
+                why = "; ".join(part.unequal) or (seeds if part.found.n else "no pair of runs is finished")
+                alone.setdefault((second, " and ".join(decided), f"equal {part.family} it is not ({why})"), []).append(first)
+    return [
+        f"{', '.join(firsts)} against {second} is judged at equal {budgets}, and at {rest}: no claim holds under both yet."
+        for (second, budgets, rest), firsts in alone.items()
+    ]

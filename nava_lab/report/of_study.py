@@ -26,9 +26,8 @@ def compare_study(folder: Path) -> Comparison:
     families, contrasts = [], []
     for budget in study.budgets or ("",):
         own = [run for run in runs if run.family == budget]
-        if own:
-            families.append(Family(budget, own, differences(own, varied)))
-            contrasts.append(_judged(result, families[-1], varied))
+        families.append(Family(budget, own, differences(own, varied)))
+        contrasts.append(_judged(result, families[-1], varied))
     families = [
         ranked(replace(family, contrasts=corrected(group)), study.metric, result.higher_is_better)
         for family, group in zip(families, contrasts, strict=True)
@@ -44,6 +43,8 @@ def compare_study(folder: Path) -> Comparison:
         families,
         declared=bool(study.contrasts),
         question=study.question,
+        without=study.origin.without,
+        reservations=_unfinished(result),
         doubts=_doubts(result, tuned),
         left_out=left_out,
         planned=sum(run.phase == CONFIRMATION for run in result.runs),
@@ -102,6 +103,19 @@ def _tuned(result: StudyResult) -> dict[str, Tuned]:
         key: Tuned(choice.trials + choice.pruned + choice.failed, choice.failed, space, choice.at_bound, tuning.seeds)
         for key, choice in result.choices.items()
     }
+
+
+def _unfinished(result: StudyResult) -> list[str]:
+    """What is still to come: a look before the end is one of several, and each is another chance to err."""
+    if result.complete:
+        return []
+    open_ = {phase: result.counts(phase) for phase in (TUNING, CONFIRMATION)}
+    left = {phase: counts["running"] + counts["missing"] for phase, counts in open_.items()}
+    parts = [f"{left[phase]} of {sum(counts.values())} {phase} runs" for phase, counts in open_.items() if left[phase]]
+    return [
+        f"{' and '.join(parts)} have not ended: what is said here may change, and looking before the end makes chance findings "
+        "likelier. `nava study` continues it."
+    ]
 
 
 def _doubts(result: StudyResult, tuned: Mapping[str, Tuned]) -> list[str]:

@@ -67,6 +67,7 @@ def _verdict(comparison: Comparison) -> dict[str, Any]:
         f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}",
         "status": comparison.status,
         "summary": comparison.summary,
+        "reservations": comparison.reservations,
         "findings": comparison.findings,
         "sentences": comparison.sentences,
         "doubts": comparison.doubts,

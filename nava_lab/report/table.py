@@ -13,7 +13,7 @@ from nava_lab.report.compare import Comparison, OverSeeds, Run
 
 TRUTH = "true clips, decoded"
 MANY = 12  # runs; more than that are put together by seed
-COLOURS = {"verdict": "green", "exploratory": "yellow", "not ranked": "red"}
+COLOURS = {"verdict": "green", "provisional": "yellow", "exploratory": "yellow", "not ranked": "red"}
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -62,8 +62,9 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
         _print_rows(comparison, [_mean_cells(comparison, row) for row in rows], console)
         console.print("[dim]mean and 95 % t-interval over seeds; single runs are on the page[/dim]")
     colour = COLOURS.get(comparison.status, "default")
-    console.print(comparison.summary, style=f"bold {colour}", highlight=False, markup=False)
-    for line in [*comparison.findings, *comparison.sentences]:
+    summary = f"Provisional: {comparison.summary}" if comparison.reservations else comparison.summary
+    console.print(summary, style=f"bold {colour}", highlight=False, markup=False)
+    for line in [*comparison.reservations, *comparison.findings, *comparison.sentences]:
         console.print(Padding(Text(line), (0, 0, 0, 2)))
     for line in [*comparison.doubts, *comparison.left_out]:
         console.print(Padding(Text(line, style="dim"), (0, 0, 0, 2)))

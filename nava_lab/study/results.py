@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nava_lab.study.grammar import StudyError
-from nava_lab.study.spec import Point, Study, study_of
+from nava_lab.study.spec import Origin, Point, Study, study_of
 
 NAME = "study.json"
 SCHEMA_VERSION = 1
@@ -142,7 +142,9 @@ def load_study(folder: Path) -> StudyResult:
     if saved.get("schema") != SCHEMA_VERSION:
         raise StudyError(f"{path} has schema {saved.get('schema')}; this nava-lab reads {SCHEMA_VERSION}")
     about = saved["study"]
-    study = study_of(about["fields"], about["name"], about["edition"], about["question"], str(path), left_out=about["left_out"])
+    origin = Origin(**{key: part if key == "file" else tuple(part) for key, part in about.get("origin", {}).items()})
+    asked = (about["fields"], about["name"], about["edition"], about["question"], str(path))
+    study = study_of(*asked, left_out=about["left_out"], origin=origin)
     root = Path(folder).parent.parent
     runs = tuple(PlannedRun(**{**run, "folder": root / run["folder"] if run["folder"] else None}) for run in saved["runs"])
     choices = {point: Choice(**choice) for point, choice in saved["choices"].items()}
@@ -161,6 +163,7 @@ def as_json(result: StudyResult) -> dict[str, Any]:
         return {**vars(run), "tuned": dict(run.tuned), "folder": str(run.folder.relative_to(root)) if run.folder else None}
 
     about = {"name": study.name, "edition": study.edition, "question": study.question, "left_out": list(study.left_out)}
+    about |= {"origin": vars(study.origin)}
     return {
         "schema": SCHEMA_VERSION,
         "study": {**about, "fields": dict(study.source)},

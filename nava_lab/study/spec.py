@@ -160,6 +160,21 @@ class Scaling:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where a study comes from, so that it can be asked for again.
+
+    Attributes:
+        file: as it was named.
+        overrides: what was said on top of it.
+        without: the budgets that it declares and the overrides took away.
+    """
+
+    file: str = ""
+    overrides: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Study:
     """A whole study, checked.
 
@@ -178,6 +193,7 @@ class Study:
         scaling: a law through sizes, if that is the question.
         left_out: optional levels that this checkout does not have.
         source: the file's fields as they were read, with edition and overrides applied.
+        origin: the file and the overrides; no part of what the study is.
     """
 
     name: str
@@ -194,6 +210,7 @@ class Study:
     scaling: Scaling | None
     left_out: tuple[str, ...]
     source: Mapping[str, Any]
+    origin: Origin = Origin()
 
     def point(self, key: str) -> Point:
         return next(point for point in self.points if point.key == key)
@@ -244,8 +261,10 @@ def read_study(
                 f"{file} has no edition {edition}; {nearest(edition, list(editions)) if editions else 'it has none'}"
             )
         fields = _merged(fields, as_mapping(editions[edition], f"{file}: editions.{edition}"), f"{file}: editions.{edition}")
+    declared = fields.get("budgets") or {}
     fields = _overridden(fields, overrides, str(file))
-    return study_of(fields, file.stem, edition, first.lstrip("# ").strip(), str(file), here)
+    origin = Origin(str(file), tuple(overrides), tuple(name for name in declared if name not in fields["budgets"]))
+    return study_of(fields, file.stem, edition, first.lstrip("# ").strip(), str(file), here, origin=origin)
 
 
 def study_of(
@@ -256,6 +275,7 @@ def study_of(
     where: str,
     here: Callable[[Mapping[str, Any]], bool] | None = None,
     left_out: Sequence[str] = (),
+    origin: Origin = Origin(),
 ) -> Study:
     """A study from its fields; ``where`` names their source in messages, ``left_out`` optional levels that are not here."""
     checked_keys(fields, FIELDS, where)
@@ -292,6 +312,7 @@ def study_of(
         _scaling(fields["scaling"], grids, f"{where}: scaling") if fields.get("scaling") else None,
         missing,
         dict(fields),
+        origin,
     )
 
 

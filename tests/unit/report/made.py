@@ -10,7 +10,7 @@ import yaml
 from nava_lab.config import load
 from nava_lab.study.identity import run_name
 from nava_lab.study.results import CONFIRMATION, TUNING, Choice, PlannedRun, StudyResult, as_json
-from nava_lab.study.spec import study_of
+from nava_lab.study.spec import Origin, study_of
 
 
 @lru_cache(None)
@@ -104,9 +104,19 @@ FIELDS = {
 }
 
 
-def make_study(root: Path, fields=FIELDS, value=None, failed=(), trials=None, question="How much of the depth should align?"):
-    """A study's folder with its runs in ``root``; ``value(point, seed)`` is the score."""
-    study = study_of(fields, "depth_ratio", "cpu", question, "made up")
+def make_study(
+    root: Path,
+    fields=FIELDS,
+    value=None,
+    failed=(),
+    trials=None,
+    question="How much of the depth should align?",
+    missing=(),
+    at_bound=None,
+    origin=None,
+):
+    """A study's folder with its runs in ``root``; ``value(point, seed)`` is the score, ``missing`` and ``at_bound`` by point."""
+    study = study_of(fields, "depth_ratio", "cpu", question, "made up", origin=origin or Origin())
     value = value or (
         lambda point, seed: (
             0.6 + 0.3 * float(point.levels["variant.align_fraction"]) * (1.2 - float(point.levels["variant.align_fraction"]))
@@ -127,8 +137,19 @@ def make_study(root: Path, fields=FIELDS, value=None, failed=(), trials=None, qu
                     )
                 )
                 tuned = {space.key: lr}
-            choices[point.key] = Choice(point.key, tuned, 0.7, (trials or {}).get(point.key, study.tuning.trials), 0, 0, {})
+            choices[point.key] = Choice(
+                point.key,
+                tuned,
+                0.7,
+                (trials or {}).get(point.key, study.tuning.trials),
+                0,
+                0,
+                (at_bound or {}).get(point.key, {}),
+            )
         for seed in study.seeds:
+            if point.key in missing or (point.key, seed) in missing:
+                runs.append(PlannedRun(point.key, point.budget, CONFIRMATION, seed))
+                continue
             if (point.key, seed) in failed:
                 runs.append(
                     PlannedRun(point.key, point.budget, CONFIRMATION, seed, "failed", None, tuned, error="the loss is nan")

@@ -10,6 +10,7 @@ from nava_lab.report.compare import compare
 from nava_lab.report.frame import contrasts_frame, load_logs, load_runs, runs_frame, write_frames
 from nava_lab.report.table import lead_columns, print_comparison, shown_columns
 from nava_lab.study.record import BadRecord
+from nava_lab.study.spec import read_study
 from nava_lab.study.statistics import tost
 from tests.unit.report.made import FIELDS, make_run, make_runs, make_study
 
@@ -167,6 +168,52 @@ def test_contrasts_whose_runs_failed_count_in_holms_family_all_the_same(tmp_path
     alone = tost(left.found.differences, 0.02)
     assert left.within.upper == pytest.approx(min(1, 4 * alone.upper))
     assert [own[f"align_fraction={level}"].outcome for level in ("0.25", "0.75", "1")] == ["refused"] * 3
+
+
+def test_a_verdict_is_provisional_until_every_seed_of_every_budget_has_ended(tmp_path):
+    few = FIELDS | {"vary": {"variant.align_fraction": [0.0, 1.0]}}
+    keys = [f"align_fraction={level} [flops]" for level in (0, 1)]
+    whole = compare([make_study(tmp_path / "whole", few)])
+    assert (whole.status, whole.reservations) == ("verdict", [])
+    stopped = compare([make_study(tmp_path / "stopped", few | {"seeds": 9}, missing={(keys[0], 8)})])
+    assert stopped.status == "provisional"
+    assert stopped.reservations[0].startswith("1 of 36 confirmation runs have not ended: what is said here may change")
+    assert not stopped.summary.endswith("budgets.")  # both budgets have their say
+    absent = compare([make_study(tmp_path / "absent", few, missing=set(keys))])
+    assert absent.status == "provisional"
+    assert absent.reservations[0].startswith("16 of 32 confirmation runs have not ended")
+    assert absent.reservations[1] == (
+        "align_fraction=1 against align_fraction=0 is judged at equal parameters, and at equal flops it is not "
+        "(no pair of runs is finished): no claim holds under both yet."
+    )
+    assert absent.summary.endswith("This holds at one of two budgets.")
+    assert {part.outcome for part in absent.contrasts if part.family == "flops"} == {"refused"}
+
+
+def test_a_failed_seed_that_keeps_a_claim_from_its_second_budget_is_a_reservation(study):
+    found = compare([study])
+    assert found.status == "provisional"
+    assert found.reservations == [
+        "align_fraction=0.5 against align_fraction=0 is judged at equal parameters, and at equal flops it is not "
+        "(7 seeds, and a verdict needs 8): no claim holds under both yet."
+    ]
+
+
+def test_a_budget_that_an_override_took_away_is_remembered(tmp_path, capsys):
+    file = tmp_path / "depth_ratio.yaml"
+    file.write_text("# How much of the depth should align?\n" + yaml.safe_dump(FIELDS))
+    read = read_study(file, overrides=["budgets=parameters"])
+    assert (read.origin.file, read.origin.without) == (str(file), ("flops",))
+    found = compare([make_study(tmp_path, read.source, origin=read.origin)])
+    assert found.status == "provisional"
+    assert found.summary.endswith("This holds at one of two budgets.")
+    assert "declares equal flops as well, and it was left out" in found.reservations[0]
+    print_comparison(found)
+    assert "Provisional: align_fraction=" in " ".join(capsys.readouterr().out.split())
+    one = {key: value for key, value in FIELDS.items() if key != "budgets"}  # a study that declares none
+    alone = compare([make_study(tmp_path / "one", one)])
+    assert alone.status == "verdict"
+    assert "Judged at equal parameters alone: whether the sign agrees at equal FLOPs was not asked." in alone.findings
 
 
 def test_tuned_and_varied_settings_do_not_keep_a_study_from_ranking_but_data_does(tmp_path):

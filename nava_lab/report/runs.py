@@ -127,7 +127,8 @@ def differences(runs: Sequence[Run], varied: Iterable[str] = ()) -> list[str]:
         varied: config keys that are what a study asks about or tunes, and so no obstacle.
     """
     allowed = may_vary(varied)
-    described = [_described(run, allowed) for run in runs]
+    groups = dict.fromkeys(group for run in runs for group in run.config if group not in NOT_COMPARED)
+    described = [_described(run, groups, allowed) for run in runs]
     lines = []
     for key in described[0] if described else ():
         values = [part[key] for part in described]
@@ -146,27 +147,35 @@ def differences(runs: Sequence[Run], varied: Iterable[str] = ()) -> list[str]:
     return lines + _twice(runs)
 
 
-def _described(run: Run, allowed: frozenset[str]) -> dict[str, Any]:
-    made, config = run.record, run.config
-    budget = made["budget"]
+# Config groups that runs may differ in. All others must agree: a group that is added is compared until it is named here.
+NOT_COMPARED = (
+    *("variant", "conditioning"),  # what is compared: labels name what differs in them
+    *("budget", "evaluation"),  # the record tells what they came to
+    *("seed", "logger", "output"),
+)
+NAMES = {"flow": "objective", "trainer": "machine"}
+
+
+def _described(run: Run, groups: Iterable[str], allowed: frozenset[str]) -> dict[str, Any]:
+    made, budget = run.record, run.record["budget"]
     realised = budget["requested"] or round(budget["realised"], -3)
 
-    def settings(group: str) -> dict[str, Any]:
+    def settings(group: str) -> Any:
+        held = run.config.get(group, {})
         if group in allowed:
             return {}
-        return {key: value for key, value in config[group].items() if f"{group}.{key}" not in _with_parents(allowed)}
+        if not isinstance(held, Mapping):
+            return held
+        return {key: value for key, value in held.items() if f"{group}.{key}" not in _with_parents(allowed)}
 
     return {
-        "world": config["world"],
+        **{NAMES.get(group, group): settings(group) for group in groups},
         "data version": made["identity"]["data"],
         "budget": f"{realised:,.0f} {budget['kind']}",
-        "training": settings("training"),
-        "objective": settings("flow"),
         "training length (samples)": made["samples_seen"],
         "scoring": made["evaluation"],
-        "attention": settings("attention"),
-        "machine": config["trainer"],
         "code": made["identity"]["code"],
+        "PyTorch": made["identity"].get("torch"),
     }
 
 

@@ -34,6 +34,7 @@ FLOORS = (
     *("training", "evaluation", "study/build.py", "study/fit.py", "study/warm.py", "study/run.py"),
 )
 NOT_PART = ("output", "logger")
+MADE_BY = ("code", "variant_code", "torch")  # of an identity: what a run is made by, and must be made by to be gone on with
 
 
 def canonical(config: Mapping[str, Any]) -> str:

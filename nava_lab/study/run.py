@@ -39,7 +39,7 @@ from nava_lab.study import record
 from nava_lab.study.build import Parts, interface, parts
 from nava_lab.study.describe import attention
 from nava_lab.study.fit import load_model, train
-from nava_lab.study.identity import code_fingerprint, git_revision, run_hash, run_name, variant_fingerprint
+from nava_lab.study.identity import MADE_BY, code_fingerprint, git_revision, run_hash, run_name, variant_fingerprint
 from nava_lab.study.warm import check_start
 from nava_lab.training.loggers import check_logger
 
@@ -130,8 +130,8 @@ def state_of(folder: Path) -> str:
     if not path.exists():
         return "missing"
     made = json.loads(path.read_text(encoding="utf-8"))
-    now = {"code": code_fingerprint(), "variant_code": variant_fingerprint(folder.name.split("-")[0])}
-    if any(made.get(key) != value for key, value in now.items()):
+    code = (code_fingerprint(), variant_fingerprint(folder.name.split("-")[0]), torch.__version__)
+    if any(made.get(key) != value for key, value in zip(MADE_BY, code, strict=True)):
         return "missing"
     return "finished" if (folder / record.NAME).exists() else "failed" if (folder / FAILED).exists() else "begun"
 
@@ -159,12 +159,12 @@ def _leave_group() -> int:
 
 
 def _ours(folder: Path, identity: dict[str, str], tell: Tell) -> bool:
-    """Whether the folder exists and was made by this very code; one made by other code is put aside under its own name."""
+    """Whether the folder exists and was made by this very code and PyTorch; one that was not is put aside under its own name."""
     path = folder / "identity.json"
     if not path.exists():
         return False
     old = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if all(old.get(key) == identity[key] for key in ("code", "variant_code")):
+    if all(old.get(key) == identity[key] for key in MADE_BY):
         return True
     aside = folder.with_name(f"{folder.name}.code-{old['code']}")
     number = 1
@@ -172,7 +172,8 @@ def _ours(folder: Path, identity: dict[str, str], tell: Tell) -> bool:
         number += 1
         aside = folder.with_name(f"{folder.name}.code-{old['code']}-{number}")
     folder.rename(aside)
-    tell(f"{folder.name} was made by other code (revision {old['revision']}): kept as {aside.name}, starting afresh")
+    by = f"revision {old['revision']}, PyTorch {old.get('torch', 'unknown')}"
+    tell(f"{folder.name} was made by other code ({by}): kept as {aside.name}, starting afresh")
     return False
 
 

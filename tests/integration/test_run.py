@@ -9,10 +9,13 @@ import time
 
 import jsonschema
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from nava_lab.registry import PACKAGE
+from nava_lab.study.identity import code_fingerprint, variant_fingerprint
 from nava_lab.study.record import SCHEMA
+from nava_lab.study.run import _ours, state_of
 
 ROOT = PACKAGE.parent
 SMALL = ["budget.parameters=300_000", "training.batch_size=8", "training.validation_clips=16", "evaluation.clips=16",
@@ -263,3 +266,16 @@ def test_a_newcomers_block_and_variant_take_one_file_each(tmp_path):
     assert int(contracts.stdout.split(" passed")[0].split()[-1]) >= 15
     nava("train", "variant=toy_variant", "training.steps=4", *SMALL, cwd=tmp_path, env=env)
     assert "toy_variant" in nava("compare", only_run(tmp_path), cwd=tmp_path, env=env).stdout
+
+
+def test_a_run_of_another_pytorch_is_told_apart_and_put_aside(tmp_path):
+    folder = tmp_path / "unified-pulse-s0-0123456789"
+    folder.mkdir()
+    now = {"code": code_fingerprint(), "variant_code": variant_fingerprint("unified"), "revision": "abc"}
+    told = []
+    for version, state in ((torch.__version__, "begun"), ("1.9", "missing")):
+        (folder / "identity.json").write_text(json.dumps({**now, "torch": version}))
+        assert state_of(folder) == state
+        assert _ours(folder, {**now, "torch": torch.__version__}, told.append) == (state == "begun")
+    assert "made by other code (revision abc, PyTorch 1.9)" in told[0]
+    assert [path.name for path in tmp_path.iterdir()] == [f"{folder.name}.code-{now['code']}"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from nava_lab.report.compare import Comparison, Family, concluded, ranked
 from nava_lab.report.judge import Judged, all_pairs, corrected, judge, margin_of
 from nava_lab.report.runs import Run, by_label, differences, load_run, scores_by_seed
 from nava_lab.study import record
+from nava_lab.study.grammar import shown
 from nava_lab.study.results import CONFIRMATION, TUNING, StudyResult, load_study
 from nava_lab.study.statistics import Scaling, Tuned, main_effects, scaling, tuning_doubts, unequal_tuning
 
@@ -36,6 +37,13 @@ def compare_study(folder: Path) -> Comparison:
     unfair = unequal_tuning(tuned, study.seeds)
     if unfair:
         families = [replace(family, differences=[*family.differences, *unfair], contrasts=()) for family in families]
+    contrasted = {
+        f"{label} [{family.name}]" if family.name else label
+        for family in families
+        for part in family.contrasts
+        if part.outcome != "refused"
+        for label in (part.found.first, part.found.second)
+    }
     made = Comparison(
         [run for family in families for run in family.runs],
         study.metric,
@@ -44,8 +52,8 @@ def compare_study(folder: Path) -> Comparison:
         declared=bool(study.contrasts),
         question=study.question,
         without=study.origin.without,
-        reservations=_unfinished(result),
-        doubts=_doubts(result, tuned),
+        reservations=[*_unfinished(result), *_at_bounds(result, contrasted)],
+        doubts=_doubts(result, tuned, contrasted),
         left_out=left_out,
         planned=sum(run.phase == CONFIRMATION for run in result.runs),
         laws=_laws(result, runs),
@@ -118,7 +126,24 @@ def _unfinished(result: StudyResult) -> list[str]:
     ]
 
 
-def _doubts(result: StudyResult, tuned: Mapping[str, Tuned]) -> list[str]:
+def _at_bounds(result: StudyResult, contrasted: Collection[str]) -> list[str]:
+    """Contrasted points whose tuned optimum lies at an end of the space: beyond it they may be better than they came out."""
+    tuning, lines = result.study.tuning, []
+    for key, choice in result.choices.items():
+        for part in tuning.space if tuning and key in contrasted else ():
+            end = choice.at_bound.get(part.key)
+            if end:
+                ends = part.values or (part.low, part.high)
+                low, high = shown(min(ends)), shown(max(ends))
+                beyond = f"below {low}" if end == "low" else f"above {high}"
+                lines.append(
+                    f"{key}: its best {part.key}, {shown(choice.tuned[part.key])}, lies at the {end} end of what was tuned "
+                    f"({low} to {high}), so it may do better beyond. Widen tuning.space.{part.key} {beyond}."
+                )
+    return lines
+
+
+def _doubts(result: StudyResult, tuned: Mapping[str, Tuned], contrasted: Collection[str]) -> list[str]:
     counts = result.counts(CONFIRMATION)
     lines = []
     total = sum(counts.values())
@@ -127,7 +152,8 @@ def _doubts(result: StudyResult, tuned: Mapping[str, Tuned]) -> list[str]:
         lines.append(f"{counts['finished']} of {total} confirmation runs are finished ({rest}).")
     if result.study.left_out:
         lines.append("Not in this checkout, so left out: " + ", ".join(result.study.left_out) + ".")
-    return lines + [f"{line}." for line in tuning_doubts(tuned)]
+    beside = {key: replace(part, at_bound={}) if key in contrasted else part for key, part in tuned.items()}
+    return lines + [f"{line}." for line in tuning_doubts(beside)]
 
 
 def _laws(result: StudyResult, runs: Sequence[Run]) -> dict[str, Scaling]:

@@ -1,13 +1,16 @@
 """What a comparison says of records, without any training."""
 
+import dataclasses
 import json
 
 import pandas as pd
 import pytest
 import yaml
 
-from nava_lab.report.compare import compare
+from nava_lab.config import Config
+from nava_lab.report.compare import compare, load_run
 from nava_lab.report.frame import contrasts_frame, load_logs, load_runs, runs_frame, write_frames
+from nava_lab.report.runs import NAMES, NOT_COMPARED, differences
 from nava_lab.report.table import lead_columns, print_comparison, shown_columns
 from nava_lab.study.record import BadRecord
 from nava_lab.study.spec import read_study
@@ -91,12 +94,36 @@ def test_unequal_runs_are_not_ranked_and_the_reason_is_given(tmp_path):
         ({"samples_seen": 1}, "training length (samples) differs"),
         ({"identity": {"data": "pulse-2", "code": "c0de", "variant_code": "beef"}}, "data version differs"),
         ({"identity": {"data": "pulse-1", "code": "other", "variant_code": "beef"}}, "code differs"),
+        ({"identity": {"data": "pulse-1", "code": "c0de", "variant_code": "beef", "torch": "1.9"}}, "PyTorch differs (2, 1.9)"),
     ],
 )
 def test_each_inequality_is_seen(tmp_path, changes, said):
     found = compare([make_run(tmp_path, 0, 0.5, ("variant=unified",)), make_run(tmp_path, 0, 0.5, **changes)])
     assert found.status == "not ranked"
     assert said in found.summary
+
+
+@pytest.mark.parametrize("name", [part.name for part in dataclasses.fields(Config) if part.name != "resolved"])
+def test_every_part_of_a_config_is_compared_unless_it_is_named(tmp_path, name):
+    """A part that is added to configs is compared from the start; what may differ is written down with its reason."""
+    one, other = make_run(tmp_path, 0, 0.5), make_run(tmp_path, 0, 0.5, ("variant=unified",))
+    config = yaml.safe_load((other / "config.yaml").read_text())
+    config[name] = (config.get(name) or {}) | {"something": 1} if name != "seed" else 1
+    (other / "config.yaml").write_text(yaml.safe_dump(config))
+    found = compare([one, other])
+    assert (found.status == "not ranked") == (name not in NOT_COMPARED)
+    if name not in NOT_COMPARED:
+        assert f"{NAMES.get(name, name)} differs (something: None, 1)" in found.summary
+
+
+def test_a_warm_start_is_no_start_from_scratch_unless_a_study_asks_about_it(tmp_path):
+    warm = make_run(tmp_path, 0, 0.5, ("variant=dual_tower",))
+    config = yaml.safe_load((warm / "config.yaml").read_text())
+    config["warm_start"] = {"path": "wan", "digest": "abc"}
+    (warm / "config.yaml").write_text(yaml.safe_dump(config))
+    runs = [load_run(warm), load_run(make_run(tmp_path, 0, 0.5, ("variant=unified",)))]
+    assert differences(runs) == ["warm_start differs (digest: abc, None; path: wan, None)"]
+    assert differences(runs, ["warm_start.path", "warm_start.digest"]) == []
 
 
 def test_one_seed_is_no_mean_and_unequal_truths_are_not_shown(tmp_path):
@@ -236,6 +263,22 @@ def test_unequal_tuning_is_refused(tmp_path):
     found = compare([make_study(tmp_path, trials={"align_fraction=1 [parameters]": 2})])
     assert found.status == "not ranked"
     assert "tuning differs in trials" in found.summary
+
+
+def test_an_optimum_at_an_end_of_the_space_makes_a_verdict_provisional_where_its_point_is_contrasted(tmp_path):
+    few = FIELDS | {
+        "vary": {"variant.align_fraction": [0.0, 0.5, 1.0]},
+        "contrasts": {"pairs": [["align_fraction=1", "align_fraction=0"]]},
+    }
+    bounds = {"align_fraction=1 [flops]": {"training.lr": "high"}, "align_fraction=0.5 [flops]": {"training.lr": "low"}}
+    found = compare([make_study(tmp_path, few, at_bound=bounds)])
+    assert found.status == "provisional"
+    (line,) = found.reservations
+    assert line.startswith("align_fraction=1 [flops]: its best training.lr, ")
+    assert line.endswith(
+        "lies at the high end of what was tuned (0.001 to 0.01), so it may do better beyond. Widen tuning.space.training.lr above 0.01."
+    )
+    assert found.doubts == ["align_fraction=0.5 [flops]: the best training.lr lies at the low end of its space, so widen it."]
 
 
 def test_signs_that_differ_between_budgets_hold_no_claim(tmp_path):

@@ -329,7 +329,10 @@ def _together(parts: Sequence[Judged], score: str) -> str:
     size = f"{signed(means[0], digits)} to {signed(means[-1], digits)}"
     worst = max(part.p for part in parts)
     test = f"each {p_value(worst)} or less after Holm over {first.among}"
-    return f"{listed} are {side} {first.found.second} in {score}{under}, by {size} ({test})."
+    also = ""
+    if all(part.slight for part in parts):
+        also = f", and {'' if first.outcome == 'behind' else f'{first.found.second} is '}no worse within {first.allowed(score)}"
+    return f"{listed} are {side} {first.found.second} in {score}{under}, by {size} ({test}){also}."
 
 
 def _laws(comparison: Comparison) -> list[str]:

@@ -61,10 +61,21 @@ class Judged:
         within = (self.within.lower <= ALPHA, self.within.upper <= ALPHA)
         return {(True, True): "equal", (True, False): "no worse", (False, True): "no better"}.get(within, "open")
 
+    @property
+    def slight(self) -> bool:
+        """Whether a decided difference is also no more than the margin: who is behind is no worse than that."""
+        if self.within is None or self.outcome not in ("ahead", "behind"):
+            return False
+        return (self.within.lower if self.outcome == "behind" else self.within.upper) <= ALPHA
+
+    def allowed(self, score: str) -> str:
+        """The margin in the score's unit."""
+        return "" if self.margin is None else f"{self.margin:g}{' ms' if score.endswith('_ms') else ''}"
+
     def claim(self, score: str) -> str:
         """The outcome without its numbers."""
         first, second = self.found.first, self.found.second
-        margin = "" if self.margin is None else f"{self.margin:g}{' ms' if score.endswith('_ms') else ''}"
+        margin = self.allowed(score)
         said = {
             "refused": f"{first} and {second} are not compared",
             "exploratory": f"{first} minus {second} in {score}, exploratory",
@@ -75,7 +86,10 @@ class Judged:
             "no better": f"{second} is no worse than {first} in {score}, margin {margin}",
             "open": f"{first} and {second} cannot be told apart in {score}",
         }[self.outcome]
-        return said + (f" at equal {self.family}" if self.family else "")
+        also = ""
+        if self.slight:
+            also = f", and {'' if self.outcome == 'behind' else f'{second} is '}no worse within {margin}"
+        return said + (f" at equal {self.family}" if self.family else "") + also
 
     def evidence(self, score: str) -> str:
         """The numbers behind the outcome."""
@@ -89,7 +103,8 @@ class Judged:
         if self.outcome == "exploratory":
             return f"{size} over {n} seeds"
         test = f"{n} paired seeds, sign-flip {p_value(self.p)}" + self._after
-        bound = {"equal": "p", "no worse": "lower", "no better": "upper"}.get(self.outcome)
+        slight = {"ahead": "upper", "behind": "lower"} if self.slight else {}
+        bound = {"equal": "p", "no worse": "lower", "no better": "upper", **slight}.get(self.outcome)
         return f"{size} ({test}{f'; TOST {p_value(getattr(self.within, bound))}' if bound else ''})"
 
     @property

@@ -172,7 +172,7 @@ def contrasts(comparison: Comparison) -> tuple[list[Column], list[dict[str, Any]
                 "name": f"{part.found.first} − {part.found.second}",
                 "cells": [
                     *([cell(part.family)] if several else []),
-                    cell(part.outcome, kind=f"outcome {part.outcome.split()[0]}"),
+                    cell(part.outcome, small=_slightly(part, score), kind=f"outcome {part.outcome.split()[0]}"),
                     cell(signed(mean, digits), mean, ends_),
                     cell(str(part.found.n), part.found.n),
                     cell(("<0.001" if part.p < 0.001 else f"{part.p:.3f}") if tested else "–", part.p if tested else ""),
@@ -181,6 +181,12 @@ def contrasts(comparison: Comparison) -> tuple[list[Column], list[dict[str, Any]
             }
         )
     return columns, rows, _how_to_read(comparison)
+
+
+def _slightly(part: Judged, score: str) -> str:
+    if not part.slight:
+        return ""
+    return f"no worse within {part.allowed(score)}" if part.outcome == "behind" else f"by less than {part.allowed(score)}"
 
 
 def _forest(part: Judged, reach: float, score: str) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ import yaml
 from nava_lab.config import Config
 from nava_lab.report.compare import compare, load_run
 from nava_lab.report.frame import contrasts_frame, load_logs, load_runs, runs_frame, write_frames
+from nava_lab.report.judge import corrected, judge
 from nava_lab.report.runs import NAMES, NOT_COMPARED, differences
 from nava_lab.report.table import lead_columns, print_comparison, shown_columns
 from nava_lab.study.record import BadRecord
@@ -53,6 +54,23 @@ def test_eight_seeds_give_a_verdict_with_its_uncertainty(families):
     low, high = first.found.interval.low, first.found.interval.high
     assert 0 < low < 0.1 < high + 0.02
     assert "No contrast was declared beforehand, so all 3 pairs count." in found.findings
+
+
+def test_who_is_behind_by_less_than_the_margin_is_no_worse_as_well():
+    """What was declared beforehand may be "no worse": a small sure difference must not hide that it holds."""
+
+    def judged(gap, spread=0.0002, up=True, margin=0.02):
+        scores = {"a": {seed: 0.5 + gap + spread * (seed % 3) for seed in range(8)}, "b": dict.fromkeys(range(8), 0.5)}
+        return corrected(judge(scores, [("a", "b")], up, margin))[0]
+
+    behind = judged(-0.003)
+    assert (behind.outcome, behind.claim("sync_auc")) == ("behind", "a is behind b in sync_auc, and no worse within 0.02")
+    assert behind.sentence("sync_auc").endswith("(8 paired seeds, sign-flip p = 0.008; TOST p < 0.001).")
+    assert judged(0.003).claim("sync_auc") == "a is ahead of b in sync_auc, and b is no worse within 0.02"
+    assert judged(3, up=False, margin=5).claim("lag_ms") == "a is behind b in lag_ms, and no worse within 5 ms"
+    for far in (judged(-0.3), judged(0.3), judged(-0.003, margin=None)):
+        assert not far.slight
+        assert "no worse" not in far.sentence("sync_auc")
 
 
 def test_seven_seeds_give_none(tmp_path):

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from nava_lab.report.runs import Run, flat
+from nava_lab.study.spec import Study
 
 APART = ("output", "logger", "seed")  # where it went, and what a list of runs differs in
 
@@ -27,6 +28,14 @@ def commands(runs: Sequence[Run]) -> list[str]:
             many = ["-m"] if len(set(seeds)) > 1 else []
             lines.append(shlex.join(["nava", "train", *many, *words, f"seed={listed}"]))
     return lines
+
+
+def study_commands(study: Study) -> list[str]:
+    """What conducts the whole study once more, tuning included: from its own file where that is known, and from the saved one."""
+    edition = ["--edition", study.edition] if study.edition else []
+    origin = study.origin
+    own = [["nava", "study", origin.file, *edition, *origin.overrides]] if origin.file else []
+    return [shlex.join(words) for words in [*own, ["nava", "study", f"{study.name}.yaml"]]]
 
 
 def overrides(config: Mapping[str, Any]) -> list[str] | None:

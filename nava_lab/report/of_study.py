@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from nava_lab.report.again import study_commands
 from nava_lab.report.compare import Comparison, Family, concluded, ranked
 from nava_lab.report.judge import Judged, all_pairs, corrected, judge, margin_of
 from nava_lab.report.runs import Run, by_label, differences, load_run, scores_by_seed
@@ -190,6 +191,7 @@ def _extra(result: StudyResult) -> dict[str, Any]:
     return {
         "study": result.study.name + (f", edition {result.study.edition}" if result.study.edition else ""),
         "fields": dict(result.study.source),
+        "commands": study_commands(result.study),
         "choices": dict(result.choices),
         "importance": _importance(result),
         "trials": trials,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -172,7 +173,11 @@ def _again(comparison: Comparison) -> dict[str, Any]:
     folders = dict.fromkeys(str(run.folder) for run in comparison.runs)
     parents = dict.fromkeys(str(run.folder.parent) for run in comparison.runs)
     compared = comparison.extra.get("folder") or " ".join(folders if len(folders) <= 6 else parents)
+    *own, saved = comparison.extra.get("commands", [""])
     return {
+        "study_command": own[0] if own else "",
+        "saved_command": saved,
+        "saved_name": shlex.split(saved)[-1] if saved else "",
         "commands": [*found, f"nava compare {compared}"],
         "complete": _complete(found, comparison),
         "study_file": source,

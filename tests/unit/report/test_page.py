@@ -1,9 +1,11 @@
 """What the page holds, without a browser: commands that repeat its runs, clips that fit, figures that say what they show."""
 
 import shlex
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import yaml
 
 from nava_lab.config import load
 from nava_lab.report import previews
@@ -14,7 +16,9 @@ from nava_lab.report.page import write_page
 from nava_lab.report.plotting import INK, for_page, marker_path
 from nava_lab.report.runs import find_runs
 from nava_lab.study.identity import run_hash
-from tests.unit.report.made import make_run, make_runs, make_study
+from nava_lab.study.ledger import folder_of
+from nava_lab.study.spec import read_study
+from tests.unit.report.made import FIELDS, make_run, make_runs, make_study
 
 
 @pytest.mark.parametrize(
@@ -51,6 +55,47 @@ def test_seeds_share_a_command(tmp_path):
     make_runs(tmp_path, {"dual_tower": 0.8, "unified": 0.7}, seeds=3)
     runs, _ = find_runs([tmp_path])
     assert commands(runs) == ["nava train -m variant=dual_tower seed=0,1,2", "nava train -m variant=unified seed=0,1,2"]
+
+
+def test_a_studys_page_holds_what_conducts_it_again(tmp_path):
+    """The printed command and the saved file ask for the very points, seeds and tuning; the command for the same folder."""
+    file = tmp_path / "depth ratio.yaml"
+    editions = {"editions": {"cpu": {"seeds": 1, "vary": {"variant.align_fraction": [0.0, 1.0]}}}}
+    file.write_text("# How much of the depth should align?\n" + yaml.safe_dump({**FIELDS, **editions}, sort_keys=False))
+    asked = read_study(file, "cpu", ["budgets=parameters", "tuning.trials=2", "training.weight_decay=1e-05"])
+    folder = make_study(tmp_path, asked.source, origin=asked.origin, question=asked.question)
+    page = Blocks(Path(write_page(compare([folder]), tmp_path / "page")).read_text())
+    first, second = (line for line in page.pre if line.startswith("nava study"))
+    name, _, edition, *overrides = shlex.split(first)[2:]
+    again = read_study(Path(name), edition, overrides)
+    assert folder_of(tmp_path, again) == folder_of(tmp_path, asked)
+    (text,) = (block for block in page.pre if block.startswith("# How much"))
+    saved = tmp_path / shlex.split(second)[-1]
+    saved.write_text(text)
+    from_file = read_study(saved)
+    assert (from_file.points, from_file.seeds, from_file.tuning) == (asked.points, asked.seeds, asked.tuning)
+    assert from_file.source == asked.source
+
+
+class Blocks(HTMLParser):
+    """What stands in a page's ``pre`` elements."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.pre, self.inside = [], False
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "pre":
+            self.pre.append("")
+            self.inside = True
+
+    def handle_endtag(self, tag):
+        self.inside = self.inside and tag != "pre"
+
+    def handle_data(self, data):
+        if self.inside:
+            self.pre[-1] += data
 
 
 @pytest.fixture(scope="module")

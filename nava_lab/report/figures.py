@@ -267,18 +267,27 @@ def _laws(comparison: Comparison) -> Figure | None:
 
 
 def _importance(comparison: Comparison) -> Figure | None:
-    """Share of the tuning trials' variance that each setting explains by itself."""
-    shares = comparison.extra.get("importance", {})
-    if not shares:
+    """Share of the tuning trials' variance that each setting explains by itself, beside what chance explains."""
+    effects = comparison.extra.get("importance", {})
+    if not effects:
         return None
-    names = sorted(shares, key=lambda name: shares[name])
+    names = sorted(effects, key=lambda name: effects[name].share)
+    telling = [name for name in reversed(names) if effects[name].stands_out]
 
     def paint(figure: Any) -> None:
         axis = figure.add_subplot()
-        axis.barh(range(len(names)), [100 * shares[name] for name in names], color=OKABE_ITO[0], height=0.6)
+        for place, name in enumerate(names):
+            share, chance = (100 * part for part in effects[name])
+            axis.barh(place, share, color=OKABE_ITO[0] if name in telling else FAINT, height=0.6)
+            axis.plot([chance, chance], [place - 0.4, place + 0.4], color=INK, lw=1.4, ls=(0, (2, 1.5)))
         axis.set(yticks=range(len(names)), yticklabels=names, xlabel="% of variance explained", xlim=(0, 100))
         axis.grid(axis="y", visible=False)
 
-    alt = "; ".join(f"{name} {shares[name]:.0%}" for name in reversed(names))
-    note = "Main effects on what was tuned by, over all tuning trials (η²; ranges in thirds). Interactions are in none of them."
-    return draw("importance", "What mattered in tuning", alt, note, (6.4, 0.9 + 0.38 * len(names)), paint)
+    alt = "; ".join(f"{name} {effects[name].share:.0%}, by chance up to {effects[name].chance:.0%}" for name in reversed(names))
+    told = f"{', '.join(telling)} stand{'s' * (len(telling) == 1)} out of it." if telling else "Nothing stands out of it."
+    note = (
+        "Main effects on what was tuned by, over all tuning trials (η²; ranges in thirds). Interactions are in none of them. "
+        f"The dashed marks are what chance alone stays under in 95 of 100 studies. {told}"
+    )
+    title = "What mattered in tuning" + ("" if telling else ": nothing beyond chance")
+    return draw("importance", title, alt, note, (6.4, 0.9 + 0.38 * len(names)), paint)

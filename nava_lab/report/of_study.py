@@ -14,7 +14,7 @@ from nava_lab.report.runs import Run, by_label, differences, load_run, scores_by
 from nava_lab.study import record
 from nava_lab.study.grammar import shown
 from nava_lab.study.results import CONFIRMATION, TUNING, StudyResult, load_study
-from nava_lab.study.statistics import Scaling, Tuned, main_effects, scaling, tuning_doubts, unequal_tuning
+from nava_lab.study.statistics import Effect, Scaling, Tuned, main_effects, scaling, tuning_doubts, unequal_tuning
 
 
 def compare_study(folder: Path) -> Comparison:
@@ -178,7 +178,7 @@ def _laws(result: StudyResult, runs: Sequence[Run]) -> dict[str, Scaling]:
     return {name: scaling(part, held_out=asked.held_out) for name, part in enough.items()}
 
 
-def _importance(result: StudyResult) -> dict[str, float]:
+def _importance(result: StudyResult) -> dict[str, Effect]:
     """How much of the variance between tuning trials each setting explains."""
     trials = [run for run in result.runs if run.phase == TUNING and run.value is not None]
     rows = [{**result.study.point(run.point).levels, **run.tuned} for run in trials]

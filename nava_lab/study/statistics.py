@@ -147,22 +147,45 @@ def paired(first: str, second: str, a: Mapping[int, float], b: Mapping[int, floa
     return Paired(first, second, seeds, tuple(differences.tolist()), found, float(sign_flip(differences)))
 
 
-def main_effects(rows: Sequence[Mapping[str, Any]], values: Sequence[float]) -> dict[str, float]:
-    """Share of the values' variance that each setting explains by itself (eta squared), numbers of many values in thirds.
+class Effect(NamedTuple):
+    """What one setting explains by itself.
 
-    Settings that are everywhere the same are left out; empty where there are fewer than eight values, or none vary.
+    Attributes:
+        share: of the values' variance (eta squared).
+        chance: the share that chance alone stays under in 95 of 100 studies, all settings of the study together.
+    """
+
+    share: float
+    chance: float
+
+    @property
+    def stands_out(self) -> bool:
+        return self.share > self.chance * (1 + 1e-9)
+
+
+SHUFFLES = 2000
+
+
+def main_effects(rows: Sequence[Mapping[str, Any]], values: Sequence[float]) -> dict[str, Effect]:
+    """Share of the values' variance that each setting explains by itself, numbers of many values in thirds.
+
+    A setting of several levels explains some of any noise: its share is held against those of shuffled values. Settings that
+    are everywhere the same are left out; empty where there are fewer than eight values, or none vary.
     """
     y = np.asarray(values, dtype=float)
-    total = float(((y - y.mean()) ** 2).sum()) if len(y) else 0.0
+    y = y - y.mean() if len(y) else y
+    total = float((y**2).sum())
     if len(y) < 8 or total == 0:
         return {}
+    columns = {key: _groups([row.get(key) for row in rows]) for key in dict.fromkeys(name for row in rows for name in row)}
+    columns = {key: groups for key, groups in columns.items() if len(set(groups)) > 1}
+    shuffled = np.random.default_rng(0).permuted(np.tile(y, (SHUFFLES, 1)), axis=1)
     found = {}
-    for key in dict.fromkeys(name for row in rows for name in row):
-        groups = _groups([row.get(key) for row in rows])
-        if len(set(groups)) > 1:
-            parts = [y[[group == name for group in groups]] for name in set(groups)]
-            found[key] = sum(len(part) * (part.mean() - y.mean()) ** 2 for part in parts) / total
-    return {key: float(share) for key, share in found.items()}
+    for key, groups in columns.items():
+        member = np.array([[group == name for name in dict.fromkeys(groups)] for group in groups], dtype=float)
+        own, chance = (((x @ member) ** 2 / member.sum(0)).sum(-1) / total for x in (y, shuffled))
+        found[key] = Effect(float(own), float(np.quantile(chance, 1 - ALPHA / len(columns))))
+    return found
 
 
 def _groups(column: Sequence[Any]) -> list[str]:

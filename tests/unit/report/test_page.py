@@ -1,6 +1,7 @@
 """What the page holds, without a browser: commands that repeat its runs, clips that fit, figures that say what they show."""
 
 import shlex
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from nava_lab.report.runs import find_runs
 from nava_lab.study.identity import run_hash
 from nava_lab.study.ledger import folder_of
 from nava_lab.study.spec import read_study
+from nava_lab.study.statistics import Effect
 from tests.unit.report.made import FIELDS, make_run, make_runs, make_study
 
 
@@ -126,6 +128,16 @@ def test_figures_say_their_numbers_and_take_the_pages_colours(drawn):
         assert figure.png.startswith(b"\x89PNG")
         marks = [part.split('"')[0] for part in svg.split(' id="')[1:]]
         assert all(mark.startswith(f"{figure.name}-") for mark in marks)  # so that two figures share a page
+
+
+def test_what_chance_explains_in_tuning_is_said(drawn):
+    found, shown = drawn["study"]
+    assert "Nothing stands out of it" not in shown[-1].note
+    assert "by chance up to" in shown[-1].alt
+    extra = {**found.extra, "importance": {"training.lr": Effect(0.4, 0.5)}}
+    noise = figures(replace(found, extra=extra))[-1]
+    assert noise.title == "What mattered in tuning: nothing beyond chance"
+    assert noise.note.endswith("Nothing stands out of it.")
 
 
 def test_colours_and_marks_stay_with_names_and_differ(drawn, tmp_path):

@@ -16,6 +16,7 @@ from nava_lab.study.statistics import (
     fit_law,
     holm,
     least_p,
+    main_effects,
     paired,
     scale_dependent,
     scaling,
@@ -168,6 +169,20 @@ def test_a_law_foretells_its_largest_size_as_often_as_it_says():
     assert covered(t_interval(found.b), 0.4) == pytest.approx(0.95, abs=POINT)
     foretold = found.E + found.a * sizes[-1] ** -found.b
     assert covered(t_interval((foretold - losses[..., -1]) / losses[..., -1]), 0.0) == pytest.approx(0.95, abs=POINT)
+
+
+def test_noise_alone_seldom_stands_out_among_what_mattered():
+    """Twelve trials of pure noise over four levels and three: some setting stands out in 5 % of studies, not in half of them."""
+    rows = [{"fraction": level, "lr": lr} for level in "abcd" for lr in (1e-3, 3e-3, 1e-2)]
+    noise = np.random.default_rng(9).normal(size=(300, 12))
+    found = [main_effects(rows, values) for values in noise]
+    assert np.mean([any(part.stands_out for part in effects.values()) for effects in found]) < 0.05 + 2.5 * POINT
+    assert np.mean([effects["fraction"].share for effects in found]) == pytest.approx(3 / 11, abs=0.03)  # of noise, by itself
+    slope = [{"a": 0.0, "b": 0.0, "c": 2.0, "d": 4.0}[row["fraction"]] for row in rows]
+    effects = main_effects(rows, np.array(slope) + noise[0])
+    assert [effects[name].stands_out for name in ("fraction", "lr")] == [True, False]
+    assert [part.share for part in main_effects(rows, slope).values()] == pytest.approx([1, 0])
+    assert main_effects(rows[:7], slope[:7]) == {}
 
 
 # What is refused, and what is said

@@ -341,8 +341,9 @@ def _laws(comparison: Comparison) -> list[str]:
     size, loss = comparison.law_axes
     for name, law in comparison.laws.items():
         b, error = law.exponent, law.error
+        least = f", E {law.known:.4g} known (fitted it would be {law.fitted:.4g})" if law.known is not None else ""
         lines.append(
-            f"{name}: {loss} = {law.law.E:.3g} + {law.law.a:.3g} · {size}^−{law.law.b:.3g}, exponent {b.mean:.3f} "
+            f"{name}: {loss} = {law.law.E:.3g} + {law.law.a:.3g} · {size}^−{law.law.b:.3g}{least}, exponent {b.mean:.3f} "
             f"[{b.low:.3f}, {b.high:.3f}]. At the held-out {law.held_out:.3g} it foretells {law.predicted:.4g}, observed "
             f"{law.observed:.4g}: off by {error.mean:+.1%} [{error.low:+.1%}, {error.high:+.1%}]."
             + (f" Not to be relied on: {'; '.join(law.weak)}." if law.weak else "")

@@ -253,6 +253,8 @@ def _laws(comparison: Comparison) -> Figure | None:
             sizes, means = zip(*law.points, strict=True)
             grid = np.geomspace(min(sizes), max(sizes), 100)
             axis.plot(grid, law.law(grid), color=colour, lw=1.5, label=name)
+            if law.known is not None:
+                axis.axhline(law.known, color=INK, lw=0.8, ls=(0, (1, 2)))
             fitted = [place < law.first_held_out for place in sizes]
             axis.plot(np.array(sizes)[fitted], np.array(means)[fitted], marker, color=colour, ms=6.5)
             rest = [not part for part in fitted]
@@ -263,6 +265,8 @@ def _laws(comparison: Comparison) -> Figure | None:
 
     alt = "; ".join(f"{name}: exponent {law.exponent.mean:.3f}" for name, law in comparison.laws.items())
     note = "Lines are laws L = E + a C^−b of the sizes with full marks; hollow marks took no part in the fit."
+    if any(law.known is not None for law in comparison.laws.values()):
+        note += " Dotted: the least possible loss, which is known here and taken for E."
     return draw("scaling", "Scaling, with the largest size held out", alt, note, WIDE, paint)
 
 

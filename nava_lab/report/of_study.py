@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from nava_lab.config import from_file
 from nava_lab.report.again import study_commands
 from nava_lab.report.compare import Comparison, Family, concluded, ranked
 from nava_lab.report.judge import Judged, all_pairs, corrected, judge, margin_of
 from nava_lab.report.runs import Run, by_label, differences, load_run, scores_by_seed
 from nava_lab.study import record
 from nava_lab.study.grammar import shown
+from nava_lab.study.least import least_loss
 from nava_lab.study.results import CONFIRMATION, TUNING, StudyResult, load_study
 from nava_lab.study.statistics import Effect, Scaling, Tuned, main_effects, scaling, tuning_doubts, unequal_tuning
 
@@ -158,24 +160,40 @@ def _doubts(result: StudyResult, tuned: Mapping[str, Tuned], contrasted: Collect
 
 
 def _laws(result: StudyResult, runs: Sequence[Run]) -> dict[str, Scaling]:
-    """One law per budget and combination of the other axes."""
+    """One law per budget and combination of the other axes; with the least possible loss for E, where the world knows it."""
     asked = result.study.scaling
     if asked is None:
         return {}
     levels = {point.label: point.levels for point in result.points}
-    series: dict[str, dict[float, dict[int, float]]] = {}
+    series: dict[str, list[Run]] = {}
     for run in runs:
-        value = run.value(asked.metric)
-        if value is None or asked.axis not in levels[run.label]:
+        if run.value(asked.metric) is None or asked.axis not in levels[run.label]:
             continue
         others = [f"{axis.rsplit('.', 1)[-1]}={level}" for axis, level in levels[run.label].items() if axis != asked.axis]
         name = ", ".join(others) or "all"
         if run.family and len(result.study.budgets) > 1:
             name += f" [{run.family}]"
-        size = run.record["parameters"]["total"] if asked.size == "parameters" else run.record["flops_per_sample"]
-        series.setdefault(name, {}).setdefault(float(size), {})[run.seed] = value
-    enough = {name: part for name, part in series.items() if len(part) >= 3 + asked.held_out}
-    return {name: scaling(part, held_out=asked.held_out) for name, part in enough.items()}
+        series.setdefault(name, []).append(run)
+    found = {}
+    for name, own in series.items():
+        losses: dict[float, dict[int, float]] = {}
+        for run in own:
+            size = run.record["parameters"]["total"] if asked.size == "parameters" else run.record["flops_per_sample"]
+            losses.setdefault(float(size), {})[run.seed] = run.value(asked.metric)  # type: ignore[assignment]
+        if len(losses) >= 3 + asked.held_out:
+            found[name] = scaling(losses, _least(own) if asked.metric == "loss" else None, asked.held_out)
+    return found
+
+
+def _least(runs: Sequence[Run]) -> float | None:
+    """The mean over seeds of the least possible loss; None where the world knows none, or runs do not agree on it."""
+    by_seed: dict[int, Run] = {run.seed: run for run in runs}
+    groups = [{repr(run.config.get(group)) for run in runs} for group in ("world", "flow")]
+    if any(len(group) > 1 for group in groups):
+        return None
+    found = [least_loss(from_file(run.folder / "config.yaml")) for run in by_seed.values()]
+    known = [part for part in found if part is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _importance(result: StudyResult) -> dict[str, Effect]:

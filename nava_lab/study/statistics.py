@@ -307,6 +307,8 @@ class Scaling:
         weak: why the fit is not to be relied on, one sentence each; empty if it is.
         points: (size, mean loss), held-out ones included.
         first_held_out: the smallest size that took no part in the fit.
+        known: E, where it is known and so no part of the fit.
+        fitted: E as the fit alone would have it.
     """
 
     law: Law
@@ -318,10 +320,16 @@ class Scaling:
     weak: tuple[str, ...]
     points: tuple[tuple[float, float], ...]
     first_held_out: float
+    known: float | None = None
+    fitted: float = float("nan")
 
 
 def scaling(losses: Mapping[float, Mapping[int, float]], floor: float | None = None, held_out: int = 1) -> Scaling:
-    """Fit size -> seed -> loss, over the seeds that every size has; the ``held_out`` largest sizes take no part in the fit."""
+    """Fit size -> seed -> loss, over the seeds that every size has; the ``held_out`` largest sizes take no part in the fit.
+
+    Args:
+        floor: E, where it is known.
+    """
     sizes = sorted(losses)
     if len(sizes) < 3 + held_out:
         raise ValueError(
@@ -333,6 +341,7 @@ def scaling(losses: Mapping[float, Mapping[int, float]], floor: float | None = N
         raise ValueError("no seed was run at every size: there is nothing to fit")
     table = np.array([[losses[size][seed] for size in sizes] for seed in seeds])
     law = fit_law(sizes[:-held_out], table[:, :-held_out].mean(0), floor)
+    free = law if floor is None else fit_law(sizes[:-held_out], table[:, :-held_out].mean(0))
     each = fit_law(sizes[:-held_out], table[:, :-held_out], floor)
     foretold = each.E + each.a * sizes[-1] ** (-each.b)
     weak = []
@@ -344,6 +353,8 @@ def scaling(losses: Mapping[float, Mapping[int, float]], floor: float | None = N
     if len(seeds) < SEEDS_FOR_A_VERDICT:
         weak.append(f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}, and a verdict needs {SEEDS_FOR_A_VERDICT}")
     means = table.mean(0)
+    if floor is not None and means.min() < floor:
+        weak.append(f"a loss of {means.min():.4g} lies below the least possible one, {floor:.4g}")
     if any(larger > smaller for smaller, larger in pairwise(means)):
         weak.append("the loss does not fall with every size")
     return Scaling(
@@ -356,6 +367,8 @@ def scaling(losses: Mapping[float, Mapping[int, float]], floor: float | None = N
         tuple(weak),
         tuple(zip(sizes, means.tolist(), strict=True)),
         sizes[-held_out],
+        floor,
+        float(free.E),
     )
 
 

@@ -3,16 +3,19 @@
 import dataclasses
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
+from nava_lab import load_config
 from nava_lab.config import Config
 from nava_lab.report.compare import compare, load_run
 from nava_lab.report.frame import contrasts_frame, load_logs, load_runs, runs_frame, write_frames
 from nava_lab.report.judge import corrected, judge
 from nava_lab.report.runs import NAMES, NOT_COMPARED, differences
 from nava_lab.report.table import lead_columns, print_comparison, shown_columns
+from nava_lab.study.least import least_loss
 from nava_lab.study.record import BadRecord
 from nava_lab.study.spec import read_study
 from nava_lab.study.statistics import tost
@@ -308,6 +311,17 @@ def test_signs_that_differ_between_budgets_hold_no_claim(tmp_path):
     assert any("differs between equal parameters and flops" in line and "no claim holds" in line for line in found.findings)
 
 
+def fall(root, sizes, seeds, law):
+    """Writes losses that follow a law, and sizes, into the records of a study of sizes."""
+    made = sorted(root.glob("run-*"), key=lambda path: int(path.name[4:]))
+    for run, (size, seed) in zip(made, [(size, seed) for size in sizes for seed in range(seeds)], strict=True):
+        record = json.loads((run / "record.json").read_text())
+        loss = law(size) * (1 + 0.001 * ((seed * 37 + size // 1000 * 11) % 7 - 3))
+        record["parameters"]["total"] = size
+        record["scores"]["loss"] = {"value": loss, "low": loss, "high": loss, "n": 8}
+        (run / "record.json").write_text(json.dumps(record))
+
+
 def test_sizes_give_a_law_with_the_largest_held_out(tmp_path):
     sizes = [100_000, 300_000, 1_000_000, 3_000_000, 10_000_000]
     fields = {
@@ -318,22 +332,34 @@ def test_sizes_give_a_law_with_the_largest_held_out(tmp_path):
         "scaling": {"axis": "budget.parameters"},
     }
     folder = make_study(tmp_path, fields, lambda point, seed: 0.5, question="How does loss fall with size?")
-    for run, (size, seed) in zip(
-        sorted(tmp_path.glob("run-*"), key=lambda path: int(path.name[4:])),
-        [(s, n) for s in sizes for n in range(8)],
-        strict=True,
-    ):
-        made = json.loads((run / "record.json").read_text())
-        loss = (0.05 + 2 * size**-0.3) * (1 + 0.001 * ((seed * 37 + size // 1000 * 11) % 7 - 3))
-        made["parameters"]["total"] = size
-        made["scores"]["loss"] = {"value": loss, "low": loss, "high": loss, "n": 8}
-        (run / "record.json").write_text(json.dumps(made))
+    fall(tmp_path, sizes, 8, lambda size: 0.05 + 2 * size**-0.3)
     found = compare([folder])
     (law,) = found.laws.values()
     assert law.held_out == 1e7
     assert law.law.b == pytest.approx(0.3, abs=0.03)
     assert abs(law.error.mean) < 0.01
     assert any("At the held-out 1e+07 it foretells" in line for line in found.findings)
+
+
+def test_where_the_least_loss_is_known_it_is_the_laws_e_and_the_fitted_one_is_told(tmp_path):
+    sizes = [100_000, 300_000, 1_000_000, 3_000_000, 10_000_000]
+    fields = {
+        "fixed": {"world": "gaussian", "world.duration_s": 0.8, "variant": "unified", "evaluation.loss_clips": 64},
+        "vary": {"budget.parameters": sizes},
+        "seeds": 2,
+        "metric": "sync_auc",
+        "scaling": {"axis": "budget.parameters"},
+    }
+    folder = make_study(tmp_path, fields, lambda point, seed: 0.5, question="How does loss fall with size?")
+    least = np.mean([least_loss(load_config(run)) for run in sorted(tmp_path.glob("run-*"))[:1]])
+    fall(tmp_path, sizes, 2, lambda size: least + 2 * size**-0.3)
+    found = compare([folder])
+    (law,) = found.laws.values()
+    assert law.known == law.law.E == pytest.approx(least, rel=0.1)
+    assert law.fitted == pytest.approx(law.known, rel=0.1)
+    assert law.fitted != law.known
+    (line,) = (part for part in found.findings if "foretells" in part)
+    assert f"E {law.known:.4g} known (fitted it would be {law.fitted:.4g})" in line
 
 
 # Data frames

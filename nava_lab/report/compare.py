@@ -221,23 +221,20 @@ def ranked(family: Family, headline: str, higher_is_better: bool) -> Family:
 def concluded(comparison: Comparison) -> Comparison:
     """The comparison with its status, summary, reservations and findings."""
     status, summary, findings = _conclusion(comparison)
-    reservations: list[str] = []
-    if status == VERDICT:
-        reservations = [*comparison.reservations, *_left_out(comparison), *at_one_budget(comparison.contrasts)]
-        status = PROVISIONAL if reservations else VERDICT
-        summary += _one_of(comparison)
+    reservations = _reservations(comparison) if status == PROVISIONAL else []
     families, score = comparison.families, comparison.headline
     sentences = [part.sentence(score) for family in families for part in family.contrasts]
     findings = [*findings, *_laws(comparison)]
     return replace(comparison, status=status, summary=summary, reservations=reservations, findings=findings, sentences=sentences)
 
 
-def _left_out(comparison: Comparison) -> list[str]:
-    """That a declared budget was left out, where one was."""
-    if not comparison.without:
-        return []
-    names = " and ".join(f"equal {name}" for name in comparison.without)
-    return [f"The study's file declares {names} as well, and it was left out: a claim needs the same sign there."]
+def _reservations(comparison: Comparison) -> list[str]:
+    """What makes a verdict provisional: what is known beforehand, and budgets under which a claim is not judged."""
+    left_out = []
+    if comparison.without:
+        names = " and ".join(f"equal {name}" for name in comparison.without)
+        left_out = [f"The study's file declares {names} as well, and it was left out: a claim needs the same sign there."]
+    return [*comparison.reservations, *left_out, *at_one_budget(comparison.contrasts)]
 
 
 def _one_of(comparison: Comparison) -> str:
@@ -271,13 +268,14 @@ def _conclusion(comparison: Comparison) -> tuple[str, str, list[str]]:
         seeds = f"{fewest} seed{'s' if fewest > 1 else ''} per variant"
         summary = f"Exploratory: {seeds}, and a verdict needs {SEEDS_FOR_A_VERDICT}."
         return EXPLORATORY, summary, [] if fewest > 1 else [OVER_CLIPS]
-    findings = [*across_budgets(contrasts), *filter(None, (hopeless(family.contrasts) for family in families))]
+    reserved = bool(_reservations(comparison))
+    findings = [*across_budgets(contrasts, reserved), *filter(None, (hopeless(family.contrasts) for family in families))]
     if not comparison.declared and len(usable) > 1:
         findings.append(f"No contrast was declared beforehand, so all {len(usable)} pairs count.")
     kinds = {run.record["budget"]["kind"] for run in comparison.runs}
     if len(kinds) == 1 and not comparison.without and any(part.outcome in ("ahead", "behind") for part in usable):
         findings += [line for kind, line in AT_ONE.items() if kind in kinds]
-    return VERDICT, _summary(comparison, usable), findings
+    return PROVISIONAL if reserved else VERDICT, _summary(comparison, usable) + _one_of(comparison), findings
 
 
 AT_ONE = {

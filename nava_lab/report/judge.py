@@ -186,8 +186,9 @@ def hopeless(contrasts: Sequence[Judged]) -> str:
     )
 
 
-def across_budgets(contrasts: Sequence[Judged]) -> list[str]:
+def across_budgets(contrasts: Sequence[Judged], provisional: bool = False) -> list[str]:
     """Whether claims hold at equal parameters and at equal FLOPs alike, those with one side and one answer together."""
+    yet = " so far" if provisional else ""
     pairs: dict[Pair, list[Judged]] = {}
     for part in contrasts:
         if part.outcome not in ("refused", "exploratory"):
@@ -202,7 +203,7 @@ def across_budgets(contrasts: Sequence[Judged]) -> list[str]:
         listed = ", ".join(firsts)
         if agree:
             claims = "this claim holds" if len(firsts) == 1 else "these claims hold"
-            lines.append(f"The sign against {second} agrees at equal {budgets} for {listed}: {claims}.")
+            lines.append(f"The sign against {second} agrees at equal {budgets} for {listed}: {claims}{yet}.")
         else:
             lines.append(f"The sign against {second} differs between equal {budgets} for {listed}: no claim holds under both.")
     return lines

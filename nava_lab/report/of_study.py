@@ -125,7 +125,7 @@ def _unfinished(result: StudyResult) -> list[str]:
     parts = [f"{left[phase]} of {sum(counts.values())} {phase} runs" for phase, counts in open_.items() if left[phase]]
     return [
         f"{' and '.join(parts)} have not ended: what is said here may change, and looking before the end makes chance findings "
-        "likelier. `nava study` continues it."
+        "likelier. The same command continues the study."
     ]
 
 

@@ -208,7 +208,7 @@ def _how_to_read(comparison: Comparison) -> str:
     declared = "declared before the runs were made" if comparison.declared else "all pairs, for none was declared"
     lines = [
         f"Mean differences of runs of one seed, first minus second, with 95 % t-intervals; {declared}.",
-        "p is of the exact sign-flip test over seeds, after Holm over the contrasts of one budget.",
+        "p is of the exact sign-flip test over seeds, after Holm over the contrasts of one budget, those without runs included.",
     ]
     if part.margin is not None:
         unit = " ms" if comparison.headline.endswith("_ms") else ""

@@ -142,7 +142,7 @@ def load_study(folder: Path) -> StudyResult:
     if saved.get("schema") != SCHEMA_VERSION:
         raise StudyError(f"{path} has schema {saved.get('schema')}; this nava-lab reads {SCHEMA_VERSION}")
     about = saved["study"]
-    origin = Origin(**{key: part if key == "file" else tuple(part) for key, part in about.get("origin", {}).items()})
+    origin = Origin(**{key: part if key == "file" else tuple(part) for key, part in about.get("origin", {}).items()})  # type: ignore[arg-type]
     asked = (about["fields"], about["name"], about["edition"], about["question"], str(path))
     study = study_of(*asked, left_out=about["left_out"], origin=origin)
     root = Path(folder).parent.parent
@@ -162,8 +162,8 @@ def as_json(result: StudyResult) -> dict[str, Any]:
     def plain(run: PlannedRun) -> dict[str, Any]:
         return {**vars(run), "tuned": dict(run.tuned), "folder": str(run.folder.relative_to(root)) if run.folder else None}
 
-    about = {"name": study.name, "edition": study.edition, "question": study.question, "left_out": list(study.left_out)}
-    about |= {"origin": vars(study.origin)}
+    about: dict[str, Any] = {"name": study.name, "edition": study.edition, "question": study.question}
+    about |= {"left_out": list(study.left_out), "origin": vars(study.origin)}
     return {
         "schema": SCHEMA_VERSION,
         "study": {**about, "fields": dict(study.source)},

@@ -220,6 +220,10 @@ def test_a_studys_page(browser, tmp_path):
     text = browser.find_element("css selector", "body").text
     assert "How much of the depth should align?" in text
     assert "79 of 80 confirmation runs are finished (1 failed)." in text
+    assert "PROVISIONAL" in text
+    reason = browser.find_element("css selector", "ul.why li").text
+    assert "at equal flops it is not (7 seeds, and a verdict needs 8)" in reason
+    assert "nava study depth_ratio.yaml" in text
     assert browser.find_elements("id", "figure-against_variant_align_fraction")
     assert browser.find_elements("id", "figure-importance")
     assert not browser.find_elements("css selector", ".player")  # these runs kept no clips

@@ -59,6 +59,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if os.environ.get("NAVA_DEBUG"):
             raise
         _fail(str(error))
+    except RuntimeError as error:
+        from nava_lab.study.failures import RunFailed
+
+        if not isinstance(error, RunFailed) or os.environ.get("NAVA_DEBUG"):  # any other is a bug, and wants its traceback
+            raise
+        _fail(str(error), 1)
     except KeyboardInterrupt:
         _fail("stopped; the same command continues where it was", 130)
 

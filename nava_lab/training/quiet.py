@@ -20,5 +20,6 @@ def quieten() -> None:
         ".*Found .* module.* in eval mode.*",
         ".*Trying to infer.*",
         ".*IProgress not found.*",
+        ".*FSDP2-wrapped module .* returned a view.*",
     ):
         warnings.filterwarnings("ignore", message=pattern)

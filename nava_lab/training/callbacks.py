@@ -152,7 +152,7 @@ class Checkpoints(Checkpoint):
     def _save(self, trainer: pl.Trainer) -> None:
         if trainer.global_step not in self.moments:
             return
-        trainer.save_checkpoint(self.folder / f"{trainer.global_step:07d}{SUFFIX}")
+        trainer.save_checkpoint(self.folder / f"{trainer.global_step:07d}{SUFFIX}", weights_only=False)
         if trainer.is_global_zero:
             passed = [path for path in numbered(self.folder) if int(path.stem) <= trainer.global_step]
             for path in passed[KEPT:]:

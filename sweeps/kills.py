@@ -25,6 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ SMALL = [
 ]
 SECONDS = ("wall_time_s", "seconds")  # what two equal runs differ in
 POLL_S = 0.0003
+MARKS = {"anywhere": "", "writing": "w"}
 Life = Callable[[Path], int]
 
 
@@ -58,7 +60,7 @@ class Kill:
         aimed: "anywhere", or "writing", at a checkpoint's write.
         after_s: seconds since the life began.
         checkpoint: step of the newest whole checkpoint then.
-        torn: whether a write was left unfinished.
+        torn: whether it left a write unfinished.
     """
 
     run: int
@@ -110,9 +112,23 @@ def ended(process: int) -> bool:
     return True
 
 
-def writing(root: Path) -> list[Path]:
-    """Checkpoints that are being written."""
-    return list(root.glob(f"*/checkpoints/.*{SUFFIX}.tmp"))
+def writing(root: Path) -> set[tuple[str, int, int]]:
+    """Checkpoints that are being written, or whose write was left unfinished; a later write of the same is another."""
+    found = set()
+    for path in root.glob(f"*/checkpoints/.*{SUFFIX}.tmp"):
+        with suppress(FileNotFoundError):  # finished in this moment
+            about = path.stat()
+            found.add((path.name, about.st_ino, about.st_ctime_ns if path.is_dir() else 0))
+    return found
+
+
+def kill(process: int) -> None:
+    """The life with all its processes, without warning."""
+    try:
+        os.killpg(process, signal.SIGKILL)
+    except ProcessLookupError:  # killed before it had a group of its own
+        os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
 
 
 def live(begin: Life, root: Path, number: int, draw: random.Random, lasts: float) -> Kill | None:
@@ -120,18 +136,17 @@ def live(begin: Life, root: Path, number: int, draw: random.Random, lasts: float
     root.mkdir(parents=True, exist_ok=True)
     aimed = draw.choice(("anywhere", "writing"))
     wait, nth, late = draw.uniform(0, lasts), draw.randint(1, 3), draw.uniform(0, 0.004)
-    began, seen, before = time.monotonic(), 0, False
+    left, began, seen, before = writing(root), time.monotonic(), 0, False
     process = begin(root)
     while not ended(process):
-        now = bool(writing(root)) if aimed == "writing" else False
+        now = bool(writing(root) - left) if aimed == "writing" else False
         seen, before = seen + (now and not before), now
         if (aimed == "anywhere" and time.monotonic() - began >= wait) or (seen == nth and now):
             time.sleep(late if now else 0)
-            os.killpg(process, signal.SIGKILL)
-            os.waitpid(process, 0)
+            kill(process)
             whole_ones = [path for folder in root.glob("*/checkpoints") for path in numbered(folder)]
             newest = max((int(path.stem) for path in whole_ones), default=0)
-            return Kill(number, aimed, round(time.monotonic() - began, 3), newest, bool(writing(root)))
+            return Kill(number, aimed, round(time.monotonic() - began, 3), newest, bool(writing(root) - left))
         time.sleep(POLL_S)
     return None
 
@@ -147,11 +162,8 @@ def finish(begin: Life, root: Path) -> float:
 
 def differences(run: Path, other: Path) -> list[str]:
     """In what two runs' folders differ, seconds left out."""
-    found = [
-        name
-        for name in ("metrics.jsonl", "per_clip.json", "config.yaml")
-        if (run / name).read_text() != (other / name).read_text()
-    ]
+    texts = ("metrics.jsonl", "per_clip.json")
+    found = [name for name in texts if (run / name).read_text() != (other / name).read_text()]
     one, two = (timeless(json.loads((path / "record.json").read_text())) for path in (run, other))
     found += ["record.json"] if one != two else []
     one, two = (load_file(path / "model.safetensors") for path in (run, other))
@@ -216,12 +228,10 @@ def campaign(out: Path, settings: Sequence[str], kills: int, each: int, seed: in
 
 
 def show(done: Sequence[dict[str, Any]]) -> None:
-    table = Table("run", "killed after s (newest checkpoint)", "writes torn", "ends equal")
+    table = Table("run", "killed after s, w: at a write (newest checkpoint)", "writes torn", "ends equal")
     for number, run in enumerate(done):
         kills = run["kills"]
-        told = ", ".join(
-            f"{kill['after_s']:.2f}{'w' if kill['aimed'] == 'writing' else ''} ({kill['checkpoint']})" for kill in kills
-        )
+        told = ", ".join(f"{kill['after_s']:.2f}{MARKS[kill['aimed']]} ({kill['checkpoint']})" for kill in kills)
         table.add_row(str(number), told, str(sum(kill["torn"] for kill in kills)), "; ".join(run["differences"]) or "yes")
     Console(width=120).print(table)
     kills = [kill for run in done for kill in run["kills"]]

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 
+from nava_lab.training.averaging import local
 from nava_lab.training.log import read_log
 from nava_lab.training.saved import SUFFIX, clear, numbered, remove
 from nava_lab.training.settings import Training
@@ -121,7 +123,7 @@ class Watch(pl.Callback):
 
 
 class Checkpoints(Checkpoint):
-    """The two newest checkpoints, each whole or not at all, after the steps ``moments``.
+    """The two newest checkpoints, each whole or not at all, after the steps ``moments``; never one of weights that are none.
 
     Where such a step is also validated, it is saved after its validation: a run that was killed between the two would resume
     past it, and its line would be missing from the log.
@@ -139,24 +141,32 @@ class Checkpoints(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if not self._validated(trainer):
-            self._save(trainer)
+            self._save(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._validated(trainer) and not trainer.sanity_checking:
-            self._save(trainer)
+            self._save(trainer, pl_module)
 
     def _validated(self, trainer: pl.Trainer) -> bool:
         every = self.validated_every if trainer.enable_validation else 0
         return bool(every) and trainer.global_step % every == 0
 
-    def _save(self, trainer: pl.Trainer) -> None:
+    def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step not in self.moments:
             return
+        if not finite(trainer, pl_module):
+            raise FloatingPointError(f"weights are infinite or not a number at step {trainer.global_step}")
         trainer.save_checkpoint(self.folder / f"{trainer.global_step:07d}{SUFFIX}", weights_only=False)
         if trainer.is_global_zero:
             passed = [path for path in numbered(self.folder) if int(path.stem) <= trainer.global_step]
             for path in passed[KEPT:]:
                 remove(path)
+
+
+def finite(trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
+    """Whether all weights are numbers; every process, each with its shards, comes to the same answer."""
+    mine = torch.stack([part.isfinite().all() for part in local(pl_module.parameters())]).all()
+    return bool(trainer.strategy.reduce(mine.float(), reduce_op="mean") == 1)
 
 
 def checkpoints(folder: Path, training: Training) -> list[pl.Callback]:

@@ -53,6 +53,8 @@ def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
                 raise
             file.flush()
             os.fsync(file.fileno())
+        if path.is_dir():  # shards, of the same step, that could not be read
+            remove(path)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -76,7 +78,7 @@ def settle(folder: Path) -> None:
 
 def remove(path: Path) -> None:
     """Take a checkpoint away; a kill in the middle leaves nothing that looks like one."""
-    gone = unfinished(path)
+    gone = path.with_name(f".gone-{path.name}.tmp")
     if path.is_dir():
         shutil.rmtree(gone, ignore_errors=True)
         os.replace(path, gone)

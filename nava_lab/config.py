@@ -460,9 +460,8 @@ def machine_settings(name: str) -> list[str]:
     known = sorted(file.stem for file in (CONFIGS / "trainer").glob("*.yaml"))
     if name not in known:
         raise ConfigError(f"trainer={name}: {nearest(name, known)}")
-    chosen = OmegaConf.to_container(OmegaConf.load(CONFIGS / "trainer" / f"{name}.yaml"))
-    assert isinstance(chosen, dict)
-    settings = dataclasses.asdict(Machine()) | chosen
+    chosen: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / "trainer" / f"{name}.yaml"))
+    settings: dict[str, Any] = dataclasses.asdict(Machine()) | chosen
     return [f"trainer.{key}={value}" for key, value in settings.items()]
 
 

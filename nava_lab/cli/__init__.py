@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``nava``."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP's advice on a setting that nobody here can change
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage() + catalogue(short=True))
         return

@@ -42,6 +42,8 @@ def _explained(error: BaseException, folder: Path, config: Config) -> str:
         return f"the disk is full ({what}); {state(folder)}: free some space, and the same command continues it"
     if is_out_of_memory(error):
         return f"out of memory ({_shortened(what)}); {state(folder)}. {_smaller(folder, config)}"
+    if is_lost_peer(error):
+        return f"another process of this run ended, see what it said; {state(folder)}, and the same command continues it"
     return ""
 
 
@@ -64,6 +66,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Of a distributed training whose other process is gone: what gloo, or NCCL, raises in those that are left."""
+    if isinstance(error, torch.distributed.DistBackendError | torch.distributed.DistNetworkError):
+        return True
+    return isinstance(error, RuntimeError) and "gloo" in str(error) and "Connection" in str(error)
 
 
 def state(folder: Path) -> str:

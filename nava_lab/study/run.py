@@ -38,7 +38,7 @@ from nava_lab.registry import metrics
 from nava_lab.study import record
 from nava_lab.study.build import Parts, interface, parts
 from nava_lab.study.describe import attention
-from nava_lab.study.failures import FAILURES, explained
+from nava_lab.study.failures import FAILURES, chain, explained, is_lost_peer
 from nava_lab.study.fit import devices_of, load_model, machines, train
 from nava_lab.study.identity import code_fingerprint, git_revision, run_hash, run_name, variant_fingerprint
 from nava_lab.study.warm import check_start
@@ -169,8 +169,10 @@ def _failures_written(folder: Path, config: Config) -> Iterator[None]:
     except FAILURES as error:
         told = explained(error, folder, config)
         kind = type(error).__name__
+        heard = (folder / FAILED).exists() and any(map(is_lost_peer, chain(error)))  # of the process that failed first
         with suppress(OSError):  # a full disk takes no word of it either
-            record.write_json(folder / FAILED, {"error": " ".join(str(told or error).split()), "kind": kind})
+            if not heard:
+                record.write_json(folder / FAILED, {"error": " ".join(str(told or error).split()), "kind": kind})
         if told is None:
             raise
         raise told from error

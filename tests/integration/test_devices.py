@@ -15,7 +15,8 @@ from nava_lab.flow.draws import Drawing
 from nava_lab.flow.objective import Objective
 from nava_lab.models.denoiser import Denoiser
 from nava_lab.models.variant import Size
-from nava_lab.registry import variants, worlds
+from nava_lab.registry import PACKAGE, variants, worlds
+from nava_lab.study.failures import RunFailed
 from nava_lab.study.run import resumed, run
 from nava_lab.training.data import WorldData
 from nava_lab.training.machine import Devices, prepare_layers
@@ -206,6 +207,8 @@ def test_a_distributed_run_is_refused_where_it_cannot_be_meant(one, tmp_path, mo
         load([*SMALL, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=3"])
     with pytest.raises(ConfigError, match=r"among 2 devices and trainer.accumulate=3 pieces"):
         load([*SMALL, "trainer=ddp", *TWO, "trainer.accumulate=3"])
+    with pytest.raises(ConfigError, match=r"trainer=fdsp: did you mean 'fsdp'"):
+        resumed(one, ["trainer=fdsp"])
     with pytest.raises(ConfigError, match=r"training.lr=1 would make another run"):
         resumed(one, ["training.lr=1"])
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
@@ -218,6 +221,27 @@ def test_a_distributed_run_is_refused_where_it_cannot_be_meant(one, tmp_path, mo
         run(load([*SMALL, "trainer=cpu", f"output.root={tmp_path}"]))
 
 
+def test_a_process_that_fails_is_heard_and_the_others_do_not_hang(tmp_path):
+    class Fails(pl.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, index):
+            if trainer.global_rank == 1 and trainer.global_step == 6:
+                bytearray(1 << 60)
+
+    config = load([*SMALL, "trainer=ddp", *TWO, f"output.root={tmp_path}"])
+
+    def work(rank):
+        with pytest.raises(RunFailed) as caught:
+            run(config, lambda message: None, [Fails()])
+        (tmp_path / f"told-{rank}").write_text(str(caught.value))
+
+    assert together(work) == [0, 0]
+    told = [(tmp_path / f"told-{rank}").read_text() for rank in (0, 1)]
+    assert "another process of this run ended" in told[0]
+    assert "out of memory" in told[1]
+    (failed,) = tmp_path.glob("*/failed.json")
+    assert json.loads(failed.read_text())["error"] == told[1]
+
+
 def test_an_unreadable_sharded_checkpoint_is_named_and_passed_over(sharded, tmp_path):
     run_folder, told = begun(sharded, tmp_path / sharded.name), []
     older, newest = sorted((run_folder / "checkpoints").glob("*.ckpt"))
@@ -226,3 +250,26 @@ def test_an_unreadable_sharded_checkpoint_is_named_and_passed_over(sharded, tmp_
     resumed(run_folder, ["trainer=cpu"], told.append)
     assert any(f"{newest} cannot be read" in line for line in told)
     assert any(f"continuing from {older.name}" in line for line in told)
+
+
+@pytest.mark.slow
+def test_torchrun_and_compiled_layers(one, tmp_path):
+    """The real torchrun, by its own command; and layers compiled for the CPU, computed again or not."""
+    import os
+    import subprocess
+    import sys
+
+    machines = {
+        "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "nava_lab"],
+        "compiled": ["-m", "nava_lab"],
+    }
+    settings = {
+        "torchrun": ["trainer=fsdp", *TWO, "trainer.accumulate=2"],
+        "compiled": ["trainer.compile=true", "trainer.checkpoint_activations=true"],
+    }
+    env = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "OMP_NUM_THREADS": "1"}
+    for name, start in machines.items():
+        command = [sys.executable, *start, "train", *SMALL, *settings[name], f"output.root={tmp_path / name}"]
+        done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=500)
+        assert done.returncode == 0, done.stderr
+        same_numbers(one, next((tmp_path / name).glob("*/record.json")).parent)

@@ -32,6 +32,9 @@ GROUPS = {
 }
 
 
+PRECISIONS = ["32-true", "bf16-mixed", "16-mixed"]
+
+
 class ConfigError(ValueError):
     """A config that cannot be meant; the message names the key and the remedy."""
 
@@ -407,7 +410,7 @@ def typed(composed_config: DictConfig) -> Config:
         raise ConfigError(f"there is no setting {key}; {nearest(str(key), sorted(names))}")
     plain["trainer"] |= settled(parts["trainer"])
     parts["trainer"] = dataclasses.replace(parts["trainer"], **settled(parts["trainer"]))
-    _check_share(parts["trainer"], parts["training"])
+    _check_machine(parts["trainer"], parts["training"])
     resolved = {name: plain[name] for name in plain if name in names}
     return Config(**{name: parts[name] for name in names}, resolved=resolved)
 
@@ -476,8 +479,16 @@ def device_count(machine: Machine) -> int:
     return each * machine.nodes
 
 
-def _check_share(machine: Machine, training: Any) -> None:
-    """Refuse a batch that does not divide among devices and pieces."""
+def _check_machine(machine: Machine, training: Any) -> None:
+    """Refuse a precision that does not train, and a batch that does not divide among devices and pieces."""
+    if machine.precision not in PRECISIONS:
+        near = nearest(machine.precision, PRECISIONS)
+        raise ConfigError(
+            f"trainer.precision={machine.precision}: {near}; known: auto, {', '.join(PRECISIONS)} "
+            "(weights and moments themselves stay float32: in bf16 they would lose AdamW's small steps)"
+        )
+    if machine.precision == "16-mixed" and machine.accelerator == "cpu":
+        raise ConfigError("trainer.precision=16-mixed needs a GPU: a CPU has bf16-mixed")
     for name in ("nodes", "accumulate"):
         if getattr(machine, name) < 1:
             raise ConfigError(f"trainer.{name}={getattr(machine, name)} must be at least 1")

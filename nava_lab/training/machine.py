@@ -23,6 +23,8 @@ from torch.utils.checkpoint import checkpoint
 from nava_lab.training.saved import Files
 from nava_lab.training.sharding import Sharded
 
+GRAPHS = 64  # of one function; torch's own limit of 8 is soon reached, and then nothing more is compiled
+
 
 @dataclass(frozen=True)
 class Devices:
@@ -117,12 +119,35 @@ def prepare_layers(network: nn.Module, compiled: bool, checkpointed: bool) -> No
         compiled: by ``torch.compile``, all layers of one kind from one graph.
         checkpointed: keep a layer's inputs alone and compute the rest again in the backward pass.
     """
+    if compiled:  # layers of different kinds share one function, and each kind is a graph with gradients and one without
+        torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
     for block in network.blocks:  # type: ignore[union-attr]
-        forward = torch.compile(block.forward) if compiled else block.forward
+        if compiled:
+            block.forward = _Compiled(block.forward)
         if checkpointed:
-            block.forward = _Again(forward)
-        elif compiled:
-            block.forward = forward
+            block.forward = _Again(block.forward)
+
+
+class _Compiled:
+    """A layer's forward pass as one graph.
+
+    Layers share what they read of a forward pass (masks, rotary tables), and whoever asks first computes it. That is done
+    before the graph is entered, or the first layer's would be another one than a later layer's, and than its own when it is
+    computed again in the backward pass. What a layer asks is seen the first time that it meets these modalities.
+    """
+
+    def __init__(self, forward: Any):
+        self.plain, self.compiled = forward, torch.compile(forward)
+        self.asks: dict[tuple, dict[tuple, tuple]] = {}
+
+    def __call__(self, x: Any, given: Any) -> Any:
+        meets = (*x, given.text_visible)
+        if meets not in self.asks:
+            with torch.no_grad():
+                self.plain(x, given)
+            self.asks[meets] = given.known()
+        given.recall(self.asks[meets])
+        return self.compiled(x, given)
 
 
 class _Again:

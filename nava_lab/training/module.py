@@ -161,6 +161,16 @@ class GenerativeModule(pl.LightningModule):
         values["validation/loss"] = self.objective.total(losses, counts)
         self.log_dict(values, sync_dist=True, batch_size=len(batch))
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """By the norm of all gradients. Lightning refuses to under bf16, for a fused optimiser might hold them scaled."""
+        if gradient_clip_val:
+            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+
     def configure_optimizers(self) -> Any:
         config = self.training_config
         named = [(name, part) for name, part in self.network.named_parameters() if part.requires_grad]
@@ -171,6 +181,7 @@ class GenerativeModule(pl.LightningModule):
             },
             {"params": [part for name, part in named if without_decay(name, part)], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+        fused = self.trainer.precision != "16-mixed"  # there gradients are scaled, and only a plain one has them unscaled first
+        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=fused)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, config.rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -202,6 +202,15 @@ def test_a_run_of_one_process_goes_on_with_two_and_back(one, tmp_path):
     assert [part["strategy"] for part in json.loads((two / "record.json").read_text())["machines"]] == ["auto", "fsdp"]
 
 
+def test_bf16_trains(one, tmp_path):
+    half = run(load([*SMALL, "trainer=cpu", "trainer.precision=bf16-mixed", f"output.root={tmp_path}"]), lambda message: None)
+    assert all(other == pytest.approx(mine, rel=0.05) for mine, other in zip(log_of(one), log_of(half), strict=True))
+    assert log_of(one) != log_of(half)
+    for precision, why in (("bf16-true", "would lose AdamW's small steps"), ("16-mixed", "needs a GPU")):
+        with pytest.raises(ConfigError, match=why):
+            load([*SMALL, "trainer=cpu", f"trainer.precision={precision}"])
+
+
 def test_a_distributed_run_is_refused_where_it_cannot_be_meant(one, tmp_path, monkeypatch, capsys):
     with pytest.raises(ConfigError, match=r"training.batch_size=8 does not divide among 3 devices"):
         load([*SMALL, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=3"])

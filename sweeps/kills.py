@@ -8,7 +8,7 @@ Held fixed: the run. Varied: when it is killed (SIGKILL, no warning), drawn from
 within a few milliseconds of a checkpoint's write being seen. A run is killed --each times, each time continued by the same
 command, then left to finish and compared with one that nobody touched: averaged weights, log, record, scores of every clip, and
 in the last checkpoints weights, optimiser, average and position in the data (randomness is drawn per clip, so there is no
-generator to keep). Left out are seconds. Writes kills.json into --out; what stands there is not done again.
+generator to keep). Left out are seconds, and the git revision, which a file saved nearby changes. Writes kills.json into --out; what stands there is not done again.
 
 A life begins as a fork of this process, which has everything imported; with --fresh as a new process.
 """
@@ -45,7 +45,7 @@ SMALL = [
     *("experiment=smoke", "variant=unified", "variant.depth=2", "budget.parameters=60_000", "world=gaussian"),
     *("training.steps=24", "training.checkpoints=6", "evaluation.previews=0", "output.progress=false", "logger=none"),
 ]
-SECONDS = ("wall_time_s", "seconds")  # what two equal runs differ in
+LEFT_OUT = ("wall_time_s", "seconds", "revision")  # what two equal runs may differ in
 POLL_S = 0.0003
 MARKS = {"anywhere": "", "writing": "w"}
 Life = Callable[[Path], int]
@@ -161,7 +161,7 @@ def finish(begin: Life, root: Path) -> float:
 
 
 def differences(run: Path, other: Path) -> list[str]:
-    """In what two runs' folders differ, seconds left out."""
+    """In what two runs' folders differ."""
     texts = ("metrics.jsonl", "per_clip.json")
     found = [name for name in texts if (run / name).read_text() != (other / name).read_text()]
     one, two = (timeless(json.loads((path / "record.json").read_text())) for path in (run, other))
@@ -185,9 +185,9 @@ def unequal(file: str, one: dict[Any, torch.Tensor], two: dict[Any, torch.Tensor
 
 
 def timeless(value: Any) -> Any:
-    """The same without what counts seconds."""
+    """The same without what two equal runs may differ in."""
     if isinstance(value, dict):
-        return {key: timeless(part) for key, part in value.items() if key not in SECONDS}
+        return {key: timeless(part) for key, part in value.items() if key not in LEFT_OUT}
     return [timeless(part) for part in value] if isinstance(value, list | tuple) else value
 
 

@@ -169,9 +169,8 @@ def _failures_written(folder: Path, config: Config) -> Iterator[None]:
     except FAILURES as error:
         told = explained(error, folder, config)
         kind = type(error).__name__
-        heard = (folder / FAILED).exists() and any(map(is_lost_peer, chain(error)))  # of the process that failed first
-        with suppress(OSError):  # a full disk takes no word of it either
-            if not heard:
+        if not ((folder / FAILED).exists() and any(map(is_lost_peer, chain(error)))):  # the process that failed first said why
+            with suppress(OSError):  # a full disk takes no word of it either
                 record.write_json(folder / FAILED, {"error": " ".join(str(told or error).split()), "kind": kind})
         if told is None:
             raise

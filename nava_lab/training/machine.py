@@ -62,11 +62,10 @@ class Devices:
 
     def plugins(self) -> list[Any]:
         """Surroundings and checkpoint files, as Lightning's trainer takes them."""
-        found = surroundings(self.count)
-        return [part for part in (found, None if self.sharded else Files()) if part is not None]
+        return [part for part in (surroundings(), None if self.sharded else Files()) if part is not None]
 
 
-def surroundings(count: int) -> ClusterEnvironment | None:
+def surroundings() -> ClusterEnvironment | None:
     """Who starts the processes: torchrun, SLURM, or (None: as Lightning finds) this one.
 
     SLURM is not asked to save on its own when time runs out: a killed run continues from its newest checkpoint, and two sets
@@ -77,7 +76,7 @@ def surroundings(count: int) -> ClusterEnvironment | None:
     if not SLURMEnvironment.detect():
         return None
     if int(os.environ["SLURM_NTASKS"]) == 1:
-        return LightningEnvironment() if count > 1 else None
+        return LightningEnvironment()
     return SLURMEnvironment(auto_requeue=False)
 
 
@@ -86,7 +85,7 @@ def meet(devices: Devices) -> None:
 
     Those that Lightning starts are started when the first has already prepared everything, and need not meet.
     """
-    found = surroundings(devices.count)
+    found = surroundings()
     if found is None or not found.creates_processes_externally or dist.is_initialized():
         return
     if found.world_size() != devices.count:

@@ -1,7 +1,9 @@
 """A short campaign of kills; the long one is ``python sweeps/kills.py``."""
 
 import json
+import time
 
+from nava_lab.training.averaging import Averaging
 from sweeps import kills
 from tests.ranks import needs_fork
 
@@ -21,3 +23,22 @@ def test_a_run_that_is_killed_at_any_moment_ends_as_an_unbroken_one(tmp_path, ca
     log = run / "metrics.jsonl"
     log.write_text(log.read_text()[:-3])
     assert kills.differences(run, other) == ["metrics.jsonl"]
+
+
+def test_an_average_that_forgets_how_far_it_is_would_be_seen(tmp_path, monkeypatch):
+    """A planted mistake: it begins anew after a kill."""
+    begin, roots = (
+        kills.forked([*kills.SMALL, "training.steps=12", "evaluation.clips=4"]),
+        (tmp_path / "broken", tmp_path / "whole"),
+    )
+    kills.finish(begin, roots[1])
+    monkeypatch.setattr(Averaging, "load_state_dict", lambda self, state: None)
+    roots[0].mkdir()
+    process = begin(roots[0])
+    while not list(roots[0].glob("*/checkpoints/0*.ckpt")):
+        assert not kills.ended(process)
+        time.sleep(0.002)
+    kills.kill(process)
+    kills.finish(begin, roots[0])
+    found = kills.differences(*map(kills.only_run, roots))
+    assert any(line.startswith("model.safetensors: ") for line in found)

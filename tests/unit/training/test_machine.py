@@ -1,4 +1,4 @@
-"""Layers that are computed again, and batches in pieces: the same numbers from less memory."""
+"""What a training runs on: who starts its processes, and layers that are computed again."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import torch
 
 from nava_lab.registry import variants
 from nava_lab.streams import Batch
-from nava_lab.training.machine import check_compiler, prepare_layers
+from nava_lab.training.machine import Devices, check_compiler, meet, prepare_layers, surroundings
 from nava_lab.training.module import complete
 from tests.conftest import INTERFACE, Inputs, lively
 
@@ -62,3 +62,18 @@ def test_compiling_for_a_cpu_without_a_compiler_is_refused(monkeypatch):
     check_compiler("cuda")
     with pytest.raises(ValueError, match="needs a C\\+\\+ compiler"):
         check_compiler("cpu")
+
+
+def test_who_starts_the_processes_is_seen_and_slurm_keeps_no_checkpoints_of_its_own(monkeypatch):
+    for key in ("SLURM_NTASKS", "SLURM_JOB_NAME", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(key, raising=False)
+    assert surroundings() is None
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    assert not surroundings().creates_processes_externally  # a job of one task starts its own
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    assert surroundings().creates_processes_externally
+    assert surroundings().auto_requeue is False
+    with pytest.raises(ValueError, match=r"2 processes were started for trainer.devices=4"):
+        meet(Devices("cpu", 4, strategy="ddp"))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
+    assert type(surroundings()).__name__ == "TorchElasticEnvironment"

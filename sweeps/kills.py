@@ -8,7 +8,8 @@ Held fixed: the run. Varied: when it is killed (SIGKILL, no warning), drawn from
 within a few milliseconds of a checkpoint's write being seen. A run is killed --each times, each time continued by the same
 command, then left to finish and compared with one that nobody touched: averaged weights, log, record, scores of every clip, and
 in the last checkpoints weights, optimiser, average and position in the data (randomness is drawn per clip, so there is no
-generator to keep). Left out are seconds, and the git revision, which a file saved nearby changes. Writes kills.json into --out; what stands there is not done again.
+generator to keep). Left out are seconds, and the git revision, which a file saved nearby changes. Writes kills.json into --out;
+what stands there is not done again.
 
 A life begins as a fork of this process, which has everything imported; with --fresh as a new process.
 """

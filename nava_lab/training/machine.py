@@ -77,7 +77,10 @@ def surroundings() -> ClusterEnvironment | None:
         return None
     if int(os.environ["SLURM_NTASKS"]) == 1:
         return LightningEnvironment()
-    return SLURMEnvironment(auto_requeue=False)
+    try:
+        return SLURMEnvironment(auto_requeue=False)
+    except RuntimeError as error:  # of a job's settings
+        raise ValueError(str(error)) from None
 
 
 def meet(devices: Devices) -> None:

@@ -71,6 +71,10 @@ def test_who_starts_the_processes_is_seen_and_slurm_keeps_no_checkpoints_of_its_
     monkeypatch.setenv("SLURM_NTASKS", "1")
     assert not surroundings().creates_processes_externally  # a job of one task starts its own
     monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE", raising=False)
+    with pytest.raises(ValueError, match="--ntasks-per-node=2"):
+        surroundings()
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "2")
     assert surroundings().creates_processes_externally
     assert surroundings().auto_requeue is False
     with pytest.raises(ValueError, match=r"2 processes were started for trainer.devices=4"):

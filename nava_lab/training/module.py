@@ -181,7 +181,8 @@ class GenerativeModule(pl.LightningModule):
             },
             {"params": [part for name, part in named if without_decay(name, part)], "weight_decay": 0.0},
         ]
-        fused = self.trainer.precision != "16-mixed"  # there gradients are scaled, and only a plain one has them unscaled first
+        # Under fp16 gradients are scaled, and only a plain optimiser has them unscaled before they are clipped.
+        fused = self._trainer is None or self._trainer.precision != "16-mixed"
         optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=fused)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, config.rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -80,7 +80,7 @@ def _work(rank: int, settings: list[str], strategy: str, count: int, steps: int,
     """One process, started as torchrun would start it."""
     own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "GROUP_RANK": 0, "MASTER_PORT": port}
     os.environ.update({key: str(value) for key, value in own.items()})
-    os.environ.update(MASTER_ADDR="127.0.0.1", TORCHELASTIC_RUN_ID="bench")
+    os.environ.update(MASTER_ADDR="127.0.0.1", TORCHELASTIC_RUN_ID="bench", OMP_NUM_THREADS="1")  # Lightning else sets more
     rank_zero_only.rank = rank  # type: ignore[attr-defined]
     quieten()
     torch.set_num_threads(1)

@@ -186,12 +186,16 @@ def test_a_sharded_run_is_a_run_like_any_other_and_goes_on_anywhere(one, sharded
     main(["export", str(checkpoints[-1]), str(tmp_path / "average.safetensors")])
     main(["export", str(checkpoints[-1]), str(tmp_path / "current.safetensors"), "--weights", "current"])
     main(["export", str(sharded), str(tmp_path / "done.safetensors"), "--dtype", "bfloat16"])
+    main(["export", str(sharded), str(tmp_path / "wan.safetensors"), "--to", "wan"])
+    assert "blocks.0.self_attn.q.weight" in load_file(tmp_path / "wan.safetensors")
+    with pytest.raises(SystemExit):
+        main(["export", str(sharded), str(tmp_path / "wan.safetensors"), "--to", "wann"])
+    assert "did you mean 'wan'" in capsys.readouterr().err
     average, current, done = (load_file(tmp_path / f"{name}.safetensors") for name in ("average", "current", "done"))
     final = load_file(sharded / "model.safetensors")
     assert {key: part.shape for key, part in average.items()} == {key: part.shape for key, part in final.items()}
     assert not all(torch.equal(average[key], current[key]) for key in average)
     assert all(torch.equal(done[key], final[key].bfloat16()) for key in final)
-    assert "averaged weights at step" in capsys.readouterr().err
 
 
 def test_a_run_of_one_process_goes_on_with_two_and_back(one, tmp_path):

@@ -32,6 +32,9 @@ GROUPS = {
 }
 
 
+PRECISIONS = ["32-true", "bf16-mixed", "16-mixed"]
+
+
 class ConfigError(ValueError):
     """A config that cannot be meant; the message names the key and the remedy."""
 
@@ -123,13 +126,20 @@ class Machine:
 
     "auto" is settled when the config is read, so that a run's identity says what it ran on: CUDA where there is one (worlds
     are rendered in float64, which Apple's GPUs lack), all of its devices, bf16-mixed there and fp32 on CPU.
+
+    ``devices``: of each machine (on a CPU: processes); ``nodes``: machines; the batch is divided among all. ``strategy``: "ddp",
+    each holds all weights; "fsdp", each a shard of them. ``compile``: every layer. ``accumulate``: in how many pieces a batch is
+    computed, with the whole one's gradients. ``checkpoint_activations``: remember layers' inputs alone and compute them again.
     """
 
     accelerator: str = "auto"
     devices: Any = 1
+    nodes: int = 1
     precision: str = "auto"
     strategy: str = "auto"
     compile: bool = False
+    accumulate: int = 1
+    checkpoint_activations: bool = False
 
 
 @dataclass
@@ -400,6 +410,7 @@ def typed(composed_config: DictConfig) -> Config:
         raise ConfigError(f"there is no setting {key}; {nearest(str(key), sorted(names))}")
     plain["trainer"] |= settled(parts["trainer"])
     parts["trainer"] = dataclasses.replace(parts["trainer"], **settled(parts["trainer"]))
+    _check_machine(parts["trainer"], parts["training"])
     resolved = {name: plain[name] for name in plain if name in names}
     return Config(**{name: parts[name] for name in names}, resolved=resolved)
 
@@ -443,6 +454,49 @@ def settled(machine: Machine) -> dict[str, Any]:
     if precision == "auto":
         precision = "bf16-mixed" if on_gpu else "32-true"
     return {"accelerator": accelerator, "devices": devices, "precision": precision}
+
+
+def machine_settings(name: str) -> list[str]:
+    """What a choice of ``trainer=NAME`` sets, key by key, over whatever stands there; nothing for no name."""
+    if not name:
+        return []
+    known = sorted(file.stem for file in (CONFIGS / "trainer").glob("*.yaml"))
+    if name not in known:
+        raise ConfigError(f"trainer={name}: {nearest(name, known)}")
+    chosen: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / "trainer" / f"{name}.yaml"))
+    settings: dict[str, Any] = dataclasses.asdict(Machine()) | chosen
+    return [f"trainer.{key}={value}" for key, value in settings.items()]
+
+
+def device_count(machine: Machine) -> int:
+    """Devices over all machines; those of one are given by their number, or by their own numbers ([0, 2], "0,2")."""
+    devices: Any = machine.devices
+    if isinstance(devices, str) and "," in devices:
+        devices = [part for part in devices.split(",") if part]
+    each = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else 0
+    if each < 1:
+        raise ConfigError(f"trainer.devices={machine.devices} must be a number of devices, or auto")
+    return each * machine.nodes
+
+
+def _check_machine(machine: Machine, training: Any) -> None:
+    """Refuse a precision that does not train, and a batch that does not divide among devices and pieces."""
+    if machine.precision not in PRECISIONS:
+        near = nearest(machine.precision, PRECISIONS)
+        raise ConfigError(
+            f"trainer.precision={machine.precision}: {near}; known: auto, {', '.join(PRECISIONS)} "
+            "(weights and moments themselves stay float32: in bf16 they would lose AdamW's small steps)"
+        )
+    if machine.precision == "16-mixed" and machine.accelerator == "cpu":
+        raise ConfigError("trainer.precision=16-mixed needs a GPU: a CPU has bf16-mixed")
+    for name in ("nodes", "accumulate"):
+        if getattr(machine, name) < 1:
+            raise ConfigError(f"trainer.{name}={getattr(machine, name)} must be at least 1")
+    devices, pieces = device_count(machine), machine.accumulate
+    for key, count, parts in (("batch_size", training.batch_size, pieces), ("validation_clips", training.validation_clips, 1)):
+        if count % (devices * parts):
+            among = f"{devices} devices" + (f" and trainer.accumulate={parts} pieces" if parts > 1 else "")
+            raise ConfigError(f"training.{key}={count} does not divide among {among}")
 
 
 def from_file(path: Path, overrides: Sequence[str] = ()) -> Config:

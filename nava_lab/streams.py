@@ -251,6 +251,15 @@ class Batch:
     def __len__(self) -> int:
         return len(self.index)
 
+    def rows(self, select: Tensor | slice) -> Batch:
+        """Some of the clips."""
+        return Batch(
+            {name: stream.rows(select) for name, stream in self.streams.items()},
+            self.text.rows(select),
+            self.index[select],
+            {name: value[select] for name, value in self.extra.items()},
+        )
+
     def to(self, device: torch.device | str) -> Batch:
         return Batch(
             {name: stream.to(device) for name, stream in self.streams.items()},

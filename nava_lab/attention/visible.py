@@ -5,7 +5,7 @@ Shape letters: b batch, q queries, k keys, s samples of one pair of lengths in a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -68,6 +68,14 @@ class Visible:
     @property
     def device(self) -> torch.device | None:
         return None if self.table is None else self.table.device
+
+    def recall(self, asked: Iterable[Hashable]) -> None:
+        """Make what another table was found to be asked for (the keys of its ``made``)."""
+        for key in asked:
+            if isinstance(key, tuple) and key[0] == "additive":
+                self.additive(*key[1:])
+            elif key in ("sees", "unseen", "table", "groups"):
+                getattr(self, str(key))
 
     @property
     def unseen(self) -> Bool[Tensor, "_ _"] | None:

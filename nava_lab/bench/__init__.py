@@ -5,5 +5,6 @@ from __future__ import annotations
 BENCHES = {
     "attention": "nava_lab.bench.attention",
     "data": "nava_lab.bench.data",
+    "devices": "nava_lab.bench.devices",
     "sampler": "nava_lab.bench.sampler",
 }

@@ -129,6 +129,19 @@ class Given:
             self._memo[key] = self.clock.table(joined, head_dim, time_only or still, key[-1])
         return self._memo[key]
 
+    def known(self) -> dict[tuple, tuple]:
+        """What was computed so far, as ``recall`` takes it: masks, what their tables were asked for, and rotary tables."""
+        found = {key: answer for key, answer in self._memo.items() if key[0] in ("visible", "rotary")}
+        return {key: tuple(answer.made) if isinstance(answer, Visible) else () for key, answer in found.items()}
+
+    def recall(self, asked: Mapping[tuple, tuple]) -> None:
+        """Compute what another forward pass was found to ask, so that a layer only ever reads (and compiles to one graph)."""
+        for key, parts in asked.items():
+            if key[0] == "rotary":
+                self.rotary(*key[1:])
+            elif key[3] == (not self.text_visible and TEXT in key[2]) and (table := self.visible(*key[1:3])) is not None:
+                table.recall(parts)
+
     def _placed(self, name: str, aligned: bool) -> Tensor:
         positions = self.streams[name].positions
         return self.clock.place(positions, self.specs[name], name, aligned) if name in self.specs else positions

@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``nava``."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP's advice on a setting that nobody here can change
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage() + catalogue(short=True))
         return
@@ -59,6 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if os.environ.get("NAVA_DEBUG"):
             raise
         _fail(str(error))
+    except RuntimeError as error:
+        from nava_lab.study.failures import RunFailed
+
+        if not isinstance(error, RunFailed) or os.environ.get("NAVA_DEBUG"):  # any other is a bug, and wants its traceback
+            raise
+        _fail(str(error), 1)
     except KeyboardInterrupt:
         _fail("stopped; the same command continues where it was", 130)
 

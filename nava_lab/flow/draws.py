@@ -52,6 +52,16 @@ class Draws:
         text = without_text(text, self.drop_text)
         return text if self.drop_timbre is None else without_references(text, self.drop_timbre)
 
+    def rows(self, select: Tensor | slice) -> Draws:
+        """Those of some samples; what was one tensor for several modalities stays one."""
+        seen: dict[int, Tensor] = {}
+
+        def of(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: seen.setdefault(id(value), value[select]) for name, value in values.items()}
+
+        cut, timbre = (None if part is None else part[select] for part in (self.cut, self.drop_timbre))
+        return Draws(of(self.levels), of(self.noise), self.drop_text[select], cut, of(self.clean), of(self.given), timbre)
+
     def rates(self) -> dict[str, Tensor]:
         """What was realised in this batch, as shares of its samples: one for each dropout that may happen."""
         found = {"text_dropped": self.drop_text.float().mean()}

@@ -14,7 +14,7 @@ from nava_lab.blocks.base import Dims
 from nava_lab.budget import Budget, measure
 from nava_lab.budget.memory import memory
 from nava_lab.budget.solve import Solution
-from nava_lab.config import Config, ConfigError, explain, load
+from nava_lab.config import Config, ConfigError, device_count, explain, load
 from nava_lab.models.look import calls, pictures
 from nava_lab.models.variant import Size, released
 from nava_lab.registry import variants
@@ -69,7 +69,8 @@ def _as_overrides(fields: Mapping[str, Any]) -> list[str]:
 def description(config: Config) -> dict[str, Any]:
     """Stages, parameters, FLOPs, memory and how the budget was met; builds on the meta device only."""
     solution = parts(config).solution
-    return _description(config, interface(config), solution.size, solution, config.training.batch_size)
+    at_once = config.training.batch_size // (device_count(config.trainer) * config.trainer.accumulate)
+    return _description(config, interface(config), solution.size, solution, at_once)
 
 
 def _description(config: Config, face: Interface, size: Size | Dims, solution: Solution, batch: int) -> dict[str, Any]:

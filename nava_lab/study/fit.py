@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from nava_lab.attention.attend import check
-from nava_lab.config import Config, ConfigError, from_file
+from nava_lab.config import Config, ConfigError, device_count, from_file
 from nava_lab.models.denoiser import Denoiser
 from nava_lab.rng import stable_seed
 from nava_lab.study.build import Parts, network, parts
 from nava_lab.study.warm import start_warm
-from nava_lab.training.callbacks import MetricsLog, Progress, averaging, checkpoints, newest_checkpoint
+from nava_lab.training.averaging import averaging
+from nava_lab.training.callbacks import MetricsLog, Progress, checkpoints
 from nava_lab.training.data import WorldData
+from nava_lab.training.log import read_log
 from nava_lab.training.loggers import finish_loggers, make_logger
+from nava_lab.training.machine import Devices, check_compiler, prepare_layers
 from nava_lab.training.module import GenerativeModule
+from nava_lab.training.saved import newest_checkpoint, whole
+from nava_lab.training.sharding import full
 
 Tell = Callable[[str], None]
 
@@ -50,46 +59,21 @@ def train(config: Config, built: Parts, folder: Path, tell: Tell = print, watche
     ``watchers`` see the training and may end it, with an error of their own.
     """
     torch.manual_seed(stable_seed("init", config.seed))
-    model = network(config, built.solution)
-    if config.warm_start.path and newest_checkpoint(folder / "checkpoints", tell) is None:
+    model, newest = network(config, built.solution), newest_checkpoint(folder / "checkpoints", tell)
+    if config.warm_start.path and newest is None:
         start_warm(config, model, tell)
-    module = GenerativeModule(model, built.objective, built.drawing, config.training, config.seed)
-    if config.trainer.compile:
-        module.network.compile()
+    machine, on = config.trainer, devices_of(config)
+    if machine.compile:
+        check_compiler(machine.accelerator)
+    prepare_layers(model, machine.compile, machine.checkpoint_activations)
+    module = GenerativeModule(model, built.objective, built.drawing, config.training, config.seed, machine.accumulate, on.sharded)
     clock = WallTime()
-    callbacks = [clock, MetricsLog(folder / "metrics.jsonl"), *averaging(config.training)]
-    if config.output.progress:
-        callbacks.append(Progress(config.training.steps, f"{config.variant.name} s{config.seed}"))
-    callbacks += [*checkpoints(folder / "checkpoints", config.training), *watchers]
-    machine = config.trainer
     check(config.attention.backend, machine.accelerator, gradients=True)
-    try:
-        trainer = pl.Trainer(
-            max_steps=config.training.steps,
-            max_epochs=-1,
-            accelerator=machine.accelerator,
-            devices=machine.devices,
-            strategy=machine.strategy,
-            precision=machine.precision,  # type: ignore[arg-type]
-            gradient_clip_val=config.training.clip_norm,
-            callbacks=callbacks,
-            logger=make_logger(config.logger.kind, config.logger.project, folder),
-            val_check_interval=config.training.every(config.training.validations) or None,
-            check_val_every_n_epoch=None,
-            limit_val_batches=None if config.training.validations and config.world.count("validation") != 0 else 0,
-            num_sanity_val_steps=0,
-            log_every_n_steps=10,
-            enable_model_summary=False,
-            enable_progress_bar=config.output.progress,
-            enable_checkpointing=bool(config.training.checkpoints),
-            default_root_dir=folder,
-            use_distributed_sampler=False,
-        )
-    except (pl.utilities.exceptions.MisconfigurationException, ValueError) as error:
-        raise ConfigError(f"trainer: {str(error).splitlines()[0]}") from None
-    newest = newest_checkpoint(folder / "checkpoints", tell)
+    trainer = trainer_of(config, folder, [clock, *callbacks_of(config, folder), *watchers])
     if newest is not None:
         tell(f"{folder.name}: continuing from {newest.name}")
+    if trainer.is_global_zero:
+        _sit_down(folder, config, newest)
     try:
         trainer.fit(module, WorldData(config.world, config.training, config.seed), ckpt_path=newest, weights_only=True)
     except SystemExit:  # how Lightning ends after Ctrl-C
@@ -97,12 +81,83 @@ def train(config: Config, built: Parts, folder: Path, tell: Tell = print, watche
     finally:
         if trainer.is_global_zero:
             finish_loggers(trainer.loggers)
+    weights = {name: full(part) for name, part in module.network.state_dict().items()}  # of shards, all processes must ask
     if trainer.is_global_zero:
-        weights = {name: part.detach().cpu().contiguous() for name, part in module.network.state_dict().items()}
-        temporary = folder / ".model.tmp"
-        save_file(weights, temporary, metadata={"wall_time_s": f"{clock.seconds:.3f}", "steps": str(trainer.global_step)})
-        temporary.chmod(0o644)  # safetensors writes files that their owner alone can read
-        temporary.replace(folder / "model.safetensors")
+        about = {"wall_time_s": f"{clock.seconds:.3f}", "steps": str(trainer.global_step)}
+        save_weights(folder / "model.safetensors", weights, about)
+
+
+def callbacks_of(config: Config, folder: Path) -> list[pl.Callback]:
+    """What watches every training: log, average, bar, checkpoints."""
+    bar = [Progress(config.training.steps, f"{config.variant.name} s{config.seed}")] if config.output.progress else []
+    kept = checkpoints(folder / "checkpoints", config.training)
+    return [MetricsLog(folder / "metrics.jsonl"), *averaging(config.training), *bar, *kept]
+
+
+def trainer_of(config: Config, folder: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
+    """Lightning's trainer for this machine; ConfigError where it has no such one."""
+    machine, training, on = config.trainer, config.training, devices_of(config)
+    try:
+        return pl.Trainer(
+            max_steps=training.steps,
+            max_epochs=-1,
+            accelerator=machine.accelerator,
+            devices=machine.devices,
+            num_nodes=machine.nodes,
+            strategy=on.lightning(),
+            plugins=on.plugins(),
+            precision=machine.precision,  # type: ignore[arg-type]
+            gradient_clip_val=training.clip_norm,
+            callbacks=callbacks,
+            logger=make_logger(config.logger.kind, config.logger.project, folder),
+            val_check_interval=training.every(training.validations) or None,
+            check_val_every_n_epoch=None,
+            limit_val_batches=None if training.validations and config.world.count("validation") != 0 else 0,
+            num_sanity_val_steps=0,
+            log_every_n_steps=10,
+            enable_model_summary=False,
+            enable_progress_bar=config.output.progress,
+            enable_checkpointing=bool(training.checkpoints),
+            default_root_dir=folder,
+            use_distributed_sampler=False,
+        )
+    except (pl.utilities.exceptions.MisconfigurationException, RuntimeError, ValueError) as error:
+        raise ConfigError(f"trainer: {str(error).splitlines()[0]}") from None
+
+
+MACHINES = "machines.jsonl"
+
+
+def _sit_down(folder: Path, config: Config, newest: Path | None) -> None:
+    """Note the machine, unless it is the one that the run was at before."""
+    before, now = machines(folder), dict(config.resolved["trainer"])
+    if not before or {key: value for key, value in before[-1].items() if key != "from_step"} != now:
+        with (folder / MACHINES).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"from_step": int(newest.stem) if newest else 0, **now}) + "\n")
+
+
+def machines(folder: Path) -> list[dict[str, Any]]:
+    """The machines that a run was trained on, one after the other, each from which step on."""
+    return read_log(folder / MACHINES)
+
+
+def devices_of(config: Config) -> Devices:
+    """What a run trains on."""
+    machine = config.trainer
+    each = device_count(machine) // machine.nodes
+    return Devices(machine.accelerator, each, machine.nodes, machine.strategy)
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
+    """One safetensors file, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        save_file(dict(weights), temporary, metadata=dict(about))
+    except SafetensorError as error:  # its own kind, also where the disk is full
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"{path} cannot be written: {error}") from None
+    temporary.chmod(0o644)  # safetensors writes files that their owner alone can read
+    temporary.replace(path)
 
 
 def load_model(
@@ -122,11 +177,15 @@ def load_model(
     newest = newest_checkpoint(folder / "checkpoints", tell)
     if newest is None:
         raise ConfigError(f"{folder} holds neither model.safetensors nor a checkpoint: train it first")
-    saved = torch.load(newest, map_location="cpu", weights_only=True)
-    prefix = "network."
-    model.load_state_dict(
-        {name.removeprefix(prefix): part for name, part in saved["state_dict"].items() if name.startswith(prefix)}
-    )
+    saved = whole(newest)
+    model.load_state_dict(weights_of(saved))
     tell(f"{folder.name} is not finished: using {newest.name} (step {saved['global_step']})")
     seconds = next((state["seconds"] for key, state in saved["callbacks"].items() if key.startswith("WallTime")), 0.0)
     return model.eval(), int(saved["global_step"]), float(seconds)
+
+
+def weights_of(saved: Mapping[str, Any], averaged: bool = True) -> dict[str, Tensor]:
+    """The network's weights in a checkpoint: their average, or as they are being trained."""
+    state = saved["state_dict"] if averaged else saved.get("current_model_state", saved["state_dict"])
+    prefix = "network."
+    return {name.removeprefix(prefix): part for name, part in state.items() if name.startswith(prefix)}

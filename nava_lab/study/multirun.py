@@ -15,12 +15,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from omegaconf import DictConfig
 
 from nava_lab.config import CONFIGS, Config, ConfigError, check_choices, explain, load, quoted, register, typed
 from nava_lab.memory import keep_memory
+from nava_lab.study.failures import FAILURES
+from nava_lab.study.fit import devices_of
 from nava_lab.study.identity import run_name
-from nava_lab.study.run import FAILED, FAILURES, prepared, run, state_of
+from nava_lab.study.run import FAILED, prepared, run, state_of
 from nava_lab.training.quiet import quieten
 
 Tell = Callable[[str], None]
@@ -72,9 +75,8 @@ def _for_hydra(override: str) -> bool:
 
 def re_executes(config: Config) -> bool:
     """Whether training starts this process's command again, once per further device."""
-    return (
-        config.trainer.strategy.startswith("ddp") and "fork" not in config.trainer.strategy and str(config.trainer.devices) != "1"
-    )
+    on = devices_of(config)
+    return on.each > 1 and "fork" not in on.strategy and "spawn" not in on.strategy
 
 
 def missing_extra(launcher: str) -> str:
@@ -88,6 +90,11 @@ def multirun(overrides: Sequence[str], tell: Tell, retry_failed: bool = False) -
     launcher = next((part.split("=", 1)[1] for part in overrides if part.startswith("launcher=")), "basic")
     if extra := missing_extra(launcher):
         raise ConfigError(f"launcher={launcher} needs a package that is not installed: pip install 'nava-lab[{extra}]'")
+    if TorchElasticEnvironment.detect():
+        raise ConfigError(
+            "nava train -m starts every job's processes itself (trainer=ddp trainer.devices=N): start it without torchrun, or "
+            "have torchrun start one run, without -m"
+        )
     jobs = jobs_of(overrides)
     states = [state_of(job.folder) for job in jobs]
     left = [job for job, state in zip(jobs, states, strict=True) if state != "finished" and (state != "failed" or retry_failed)]

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ import yaml
 from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_only
 
-from nava_lab.config import Config, ConfigError
+from nava_lab.config import Config, ConfigError, from_file, machine_settings
 from nava_lab.evaluation.previews import write_previews
 from nava_lab.evaluation.protocol import Result, evaluate
 from nava_lab.evaluation.score import Score
@@ -38,10 +38,12 @@ from nava_lab.registry import metrics
 from nava_lab.study import record
 from nava_lab.study.build import Parts, interface, parts
 from nava_lab.study.describe import attention
-from nava_lab.study.fit import load_model, train
+from nava_lab.study.failures import FAILURES, chain, explained, is_lost_peer
+from nava_lab.study.fit import devices_of, load_model, machines, train
 from nava_lab.study.identity import MADE_BY, code_fingerprint, git_revision, run_hash, run_name, variant_fingerprint
 from nava_lab.study.warm import check_start
 from nava_lab.training.loggers import check_logger
+from nava_lab.training.machine import leave, meet, wait_for_all
 
 Tell = Callable[[str], None]
 
@@ -77,34 +79,79 @@ def prepared(config: Config) -> Parts:
     return built
 
 
-def run(config: Config, tell: Tell = print, watchers: Sequence[pl.Callback] = ()) -> Path:
+def run(config: Config, tell: Tell = print, watchers: Sequence[pl.Callback] = (), begun: Path | None = None) -> Path:
     """Train, sample and score; continue a killed run, and leave a finished one as it is. Returns the run's folder.
 
-    ``watchers`` see the training (callbacks of Lightning) and may end it, with an error of their own.
+    Args:
+        config: of the run.
+        tell: where is said what happens; only the first of several processes says it.
+        watchers: they see the training (callbacks of Lightning) and may end it, with an error of their own.
+        begun: the folder of a run that goes on on another machine than ``config.yaml`` there says (see ``resumed``).
     """
+    try:
+        meet(devices_of(config))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    first = not getattr(rank_zero_only, "rank", 0)
+    tell = tell if first else lambda message: None
+    if not first:
+        wait_for_all()  # until the first has prepared everything
     built = prepared(config)
     for line in scoring_record(config, built).get("unlike_training", ()):
         tell(f"warning: {line}")
     identity = identify(config)
-    folder = Path(config.output.root) / run_name(config.resolved, identity["data"])
+    folder = begun or Path(config.output.root) / run_name(config.resolved, identity["data"])
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
-        if not _ours(folder, identity, tell):
-            folder.mkdir(exist_ok=True)
-            (folder / "config.yaml").write_text(yaml.safe_dump(dict(config.resolved), sort_keys=False), encoding="utf-8")
-            record.write_json(folder / "identity.json", identity)
+        if first:
+            if begun is None:
+                _prepare_folder(config, folder, identity, tell)
+            wait_for_all()
         if (folder / record.NAME).exists():
             tell(f"{folder.name}: already finished, nothing to do")
             return folder
-        with _failures_written(folder):
+        with _failures_written(folder, config):
             if not (folder / "model.safetensors").exists():
                 train(config, built, folder, tell, watchers)
-            if not _leave_group():
+            if not leave():
                 score(config, folder, tell, built)
     return folder
 
 
-FAILURES = (ValueError, ArithmeticError, OSError, RuntimeError, MemoryError)  # what a run itself can fail of
+def _prepare_folder(config: Config, folder: Path, identity: dict[str, str], tell: Tell) -> None:
+    if not _ours(folder, identity, tell):
+        folder.mkdir(exist_ok=True)
+        (folder / "config.yaml").write_text(yaml.safe_dump(dict(config.resolved), sort_keys=False), encoding="utf-8")
+        record.write_json(folder / "identity.json", identity)
+
+
+# What says how a run is computed and shown, and not what: another machine, another split of the same batch.
+HOW = ("trainer", "output", "logger", "evaluation.batch_size", "evaluation.branch_rows")
+
+
+def resumed(folder: Path, overrides: Sequence[str], tell: Tell = print) -> Path:
+    """Continue a begun run on another machine (``trainer.devices=1``, ``trainer=fsdp``) or in smaller pieces.
+
+    It stays the run that it was begun as: its folder, its name and its ``config.yaml``. Its record lists the machines. Numbers
+    then agree with an unbroken run's to rounding, no longer bit for bit.
+    """
+    for part in overrides:
+        key = part.split("=")[0].lstrip("+")
+        if not any(key == name or key.startswith(f"{name}.") for name in HOW):
+            raise ConfigError(f"{part} would make another run; --continue takes {', '.join(f'{name}...' for name in HOW)}")
+    made = json.loads((folder / "identity.json").read_text(encoding="utf-8"))
+    if made["code"] != code_fingerprint() or made["variant_code"] != variant_fingerprint(made_of(folder)):
+        raise ConfigError(f"{folder} was begun by other code (revision {made['revision']}): check that out to continue it")
+    plain = [part for part in overrides if part.split("=")[0] != "trainer"]
+    machine = next((part.split("=", 1)[1] for part in overrides if part.startswith("trainer=")), "")
+    return run(from_file(folder / "config.yaml", [*machine_settings(machine), *plain]), tell, begun=folder)
+
+
+def made_of(folder: Path) -> str:
+    """The variant of a run, by its folder."""
+    return folder.resolve().name.split("-")[0]
+
+
 FAILED = "failed.json"
 
 
@@ -113,15 +160,21 @@ class RunBusy(ConfigError):
 
 
 @contextmanager
-def _failures_written(folder: Path) -> Iterator[None]:
-    """Leave ``failed.json`` behind where the run fails, and only there."""
+def _failures_written(folder: Path, config: Config) -> Iterator[None]:
+    """Leave ``failed.json`` behind where the run fails, and only there; what a user can act on ends in one message."""
     if not getattr(rank_zero_only, "rank", 0):
         (folder / FAILED).unlink(missing_ok=True)
     try:
         yield
     except FAILURES as error:
-        record.write_json(folder / FAILED, {"error": " ".join(str(error).split()), "kind": type(error).__name__})
-        raise
+        told = explained(error, folder, config)
+        kind = type(error).__name__
+        if not ((folder / FAILED).exists() and any(map(is_lost_peer, chain(error)))):  # the process that failed first said why
+            with suppress(OSError):  # a full disk takes no word of it either
+                record.write_json(folder / FAILED, {"error": " ".join(str(told or error).split()), "kind": kind})
+        if told is None:
+            raise
+        raise told from error
 
 
 def state_of(folder: Path) -> str:
@@ -130,7 +183,7 @@ def state_of(folder: Path) -> str:
     if not path.exists():
         return "missing"
     made = json.loads(path.read_text(encoding="utf-8"))
-    code = (code_fingerprint(), variant_fingerprint(folder.name.split("-")[0]), torch.__version__)
+    code = (code_fingerprint(), variant_fingerprint(made_of(folder)), torch.__version__)
     if any(made.get(key) != value for key, value in zip(MADE_BY, code, strict=True)):
         return "missing"
     return "finished" if (folder / record.NAME).exists() else "failed" if (folder / FAILED).exists() else "begun"
@@ -147,15 +200,6 @@ def _alone(folder: Path) -> Iterator[None]:
             yield
     except Timeout:
         raise RunBusy(f"{folder} is being trained by another process; wait for it, or change a setting") from None
-
-
-def _leave_group() -> int:
-    """End a distributed training's process group, so that the first process may go on alone; returns this one's rank."""
-    if not torch.distributed.is_initialized():
-        return 0
-    rank = torch.distributed.get_rank()
-    torch.distributed.destroy_process_group()
-    return rank
 
 
 def _ours(folder: Path, identity: dict[str, str], tell: Tell) -> bool:
@@ -293,6 +337,7 @@ def _record(
     if any(trained.get(key) != now[key] for key in ("code", "variant_code")):
         tell(f"{folder.name} was trained by other code (revision {trained['revision']}) than scores it now")
     shown, directions = declared(config, result.scores)
+    sat = machines(folder)
     return {
         "schema": record.SCHEMA_VERSION,
         "name": folder.name,
@@ -307,6 +352,7 @@ def _record(
         "steps": steps,
         "samples_seen": steps * config.training.batch_size,
         "wall_time_s": round(seconds, 3),
+        **({"machines": sat} if len(sat) > 1 else {}),
         "attention": attention(config, interface(config)),
         "evaluation": {**scoring_record(config, built), "code": now["code"], "device": device},
         "headline": config.world.headline,

@@ -21,12 +21,13 @@ from nava_lab.config import load
 from nava_lab.memory import keep_memory
 from nava_lab.study import record
 from nava_lab.study.claims import Claim
+from nava_lab.study.failures import FAILURES
 from nava_lab.study.grammar import override
 from nava_lab.study.identity import run_name
 from nava_lab.study.ledger import RUN, VALUE, Ledger, Task
 from nava_lab.study.multirun import in_own_process, re_executes
 from nava_lab.study.results import CONFIRMATION, TUNING, load_study
-from nava_lab.study.run import FAILURES, RunBusy, run
+from nava_lab.study.run import RunBusy, run
 from nava_lab.study.spec import VALIDATION_LOSS
 from nava_lab.study.tuning import higher_is_better, suggest
 from nava_lab.training.callbacks import EndedEarly, Watch

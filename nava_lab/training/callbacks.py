@@ -10,13 +10,16 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 
+from nava_lab.training.averaging import local
 from nava_lab.training.log import read_log
+from nava_lab.training.saved import SUFFIX, clear, numbered, remove
 from nava_lab.training.settings import Training
 
 LOG_EVERY = 10
+KEPT = 2  # checkpoints
 LOSS = "validation/loss"
 
 
@@ -119,48 +122,53 @@ class Watch(pl.Callback):
             raise EndedEarly(f"ended at step {trainer.global_step}")
 
 
-def averaging(training: Training) -> list[pl.Callback]:
-    """Lightning's exponential moving average of the weights, with a half-life in steps; nothing where it is switched off."""
-    if not training.ema_half_life:
-        return []
-    return [EMAWeightAveraging(decay=0.5 ** (1 / max(1.0, training.ema_half_life * training.steps)))]
+class Checkpoints(Checkpoint):
+    """The two newest checkpoints, each whole or not at all, after the steps ``moments``; never one of weights that are none.
 
+    Where such a step is also validated, it is saved after its validation: a run that was killed between the two would resume
+    past it, and its line would be missing from the log.
+    """
 
-class Checkpoints(ModelCheckpoint):
-    """The two newest checkpoints, each written whole or not at all by Lightning, after the steps ``moments``."""
+    def __init__(self, folder: Path, training: Training):
+        self.folder, self.moments = folder, training.saved_after()
+        self.validated_every = training.every(training.validations)
 
-    def __init__(self, folder: Path, moments: frozenset[int]):
-        super().__init__(
-            folder,
-            filename="{step:07d}",
-            auto_insert_metric_name=False,
-            monitor="step",
-            mode="max",
-            save_top_k=2,
-            every_n_train_steps=1,
-            save_on_train_epoch_end=False,
-        )
-        self.moments = moments
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if trainer.is_global_zero:
+            clear(self.folder)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step in self.moments:
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if not self._validated(trainer):
+            self._save(trainer, pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._validated(trainer) and not trainer.sanity_checking:
+            self._save(trainer, pl_module)
+
+    def _validated(self, trainer: pl.Trainer) -> bool:
+        every = self.validated_every if trainer.enable_validation else 0
+        return bool(every) and trainer.global_step % every == 0
+
+    def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step not in self.moments:
+            return
+        if not finite(trainer, pl_module):
+            raise FloatingPointError(f"weights are infinite or not a number at step {trainer.global_step}")
+        trainer.save_checkpoint(self.folder / f"{trainer.global_step:07d}{SUFFIX}", weights_only=False)
+        if trainer.is_global_zero:
+            passed = [path for path in numbered(self.folder) if int(path.stem) <= trainer.global_step]
+            for path in passed[KEPT:]:
+                remove(path)
+
+
+def finite(trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
+    """Whether all weights are numbers; every process, each with its shards, comes to the same answer."""
+    mine = torch.stack([part.isfinite().all() for part in local(pl_module.parameters())]).all()
+    return bool(trainer.strategy.reduce(mine.float(), reduce_op="mean") == 1)
 
 
 def checkpoints(folder: Path, training: Training) -> list[pl.Callback]:
     """The checkpoint callback, unless switched off."""
-    return [Checkpoints(folder, training.saved_after())] if training.checkpoints else []
-
-
-def newest_checkpoint(folder: Path, tell: Any) -> Path | None:
-    """The newest checkpoint that can be read; unreadable ones are named through ``tell`` and passed over."""
-    for path in sorted(folder.glob("*.ckpt"), reverse=True):
-        try:
-            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:  # whatever a torn file raises, the next older one may still serve
-            tell(f"{path} cannot be read ({type(error).__name__}); trying an older one")
-            continue
-        return path
-    return None
+    return [Checkpoints(folder, training)] if training.checkpoints else []

@@ -20,5 +20,7 @@ def quieten() -> None:
         ".*Found .* module.* in eval mode.*",
         ".*Trying to infer.*",
         ".*IProgress not found.*",
+        ".*torch.distributed is disabled, unavailable or uninitialized.*",
+        ".*FSDP2-wrapped module .* returned a view.*",
     ):
         warnings.filterwarnings("ignore", message=pattern)

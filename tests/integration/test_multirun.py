@@ -74,9 +74,10 @@ def test_every_launcher_runs_what_is_left(launcher, tmp_path, monkeypatch, capsy
 
 
 @pytest.mark.slow
-def test_no_job_runs_twice_where_lightning_starts_the_command_again(tmp_path):
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_no_job_runs_twice_where_lightning_starts_the_command_again(strategy, tmp_path):
     """Two jobs on two processes each: the second process of a job must run that job alone, not the whole multirun."""
-    machine = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    machine = [f"trainer={strategy}", "trainer.accelerator=cpu", "trainer.devices=2"]
     command = [sys.executable, "-m", "nava_lab", "train", "-m", "seed=0,1", *SMALL, *machine]
     env = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=env, timeout=500)

@@ -6,6 +6,8 @@ USAGE = """\
   nava bench sampler [KEY=VALUE ...]  overhead of each solver over bare model evaluations  [--json] [--batch-size N]
   nava bench data [KEY=VALUE ...]     how much faster clips are rendered than the model consumes them
                                       [--all] [--repeats=N] [--json]
+  nava bench devices [KEY=VALUE ...]  samples per second with further processes
+                                      [--processes 1,2] [--strategies ddp,fsdp] [--steps N] [--json]
   nava bench attention                time and error of each backend here    [--lengths N,N] [--widths N,N] [--device D] [--json]
 """
 

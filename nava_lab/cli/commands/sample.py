@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nava_lab.cli.words import number, one_run, only_evaluation, options_of, tell
+
+if TYPE_CHECKING:
+    from nava_lab.study.given import Wish
 
 USAGE = """\
   nava sample RUN [evaluation.KEY=V]  new clips from a finished or killed run   [--count N] [--seed N] [--out FOLDER]

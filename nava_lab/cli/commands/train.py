@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nava_lab.cli.words import only_overrides, tell
+from nava_lab.cli.words import one_run, only_overrides, tell
 
 USAGE = """\
   nava train [-m] [KEY=VALUE ...]     train (or continue), sample, score; -m: every combination of values
       with -m: [launcher=joblib|slurm|local|ray], who runs them; [--retry-failed], those that failed before
+  nava train --continue RUN [KEY=V]   go on with a begun run on other devices (trainer=fsdp, trainer.devices=1) or in
+                                      smaller pieces (trainer.accumulate=2, evaluation.batch_size=16)
 """
 
 
 def main(arguments: list[str]) -> None:
+    if "--continue" in arguments:
+        from nava_lab.study.run import resumed
+
+        rest = [part for part in arguments if part != "--continue"]
+        folder = one_run([part for part in rest if "=" not in part])
+        _print_run(resumed(folder, [part for part in rest if "=" in part], tell))
+        return
     many = [part for part in arguments if part in ("-m", "--multirun")]
     retry = "--retry-failed" in arguments
     overrides = [part for part in arguments if part not in ("-m", "--multirun", "--retry-failed")]

@@ -1,0 +1,102 @@
+"""What a run can stop of by itself, each in one message: what happened, where the run's state is, what to change."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from nava_lab.config import Config
+from nava_lab.study import record
+from nava_lab.training.saved import numbered
+
+FAILURES = (ValueError, ArithmeticError, OSError, RuntimeError, MemoryError)  # what a run itself can fail of
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class RunFailed(RuntimeError):
+    """A run stopped of something that its user can act on; ``kind`` names the error behind it."""
+
+    def __init__(self, message: str, kind: str):
+        super().__init__(message)
+        self.kind = kind
+
+
+def explained(error: BaseException, folder: Path, config: Config) -> RunFailed | None:
+    """The error as one message; None for what only a traceback explains."""
+    found = next((text for one in chain(error) for text in (_explained(one, folder, config),) if text), None)
+    return None if found is None else RunFailed(f"{folder}: {found}", type(error).__name__)
+
+
+def _explained(error: BaseException, folder: Path, config: Config) -> str:
+    what = " ".join(str(error).split())
+    if isinstance(error, FloatingPointError):
+        lr, warmup = config.training.lr, config.training.warmup
+        return (
+            f"{what}; {state(folder)}, and the same command would meet it again: lower training.lr={lr:g} or raise "
+            f"training.warmup={warmup:g}, which begins a run of its own"
+        )
+    if is_disk_full(error):
+        return f"the disk is full ({what}); {state(folder)}: free some space, and the same command continues it"
+    if is_out_of_memory(error):
+        return f"out of memory ({_shortened(what)}); {state(folder)}. {_smaller(folder, config)}"
+    if is_lost_peer(error):
+        return f"another process of this run ended, see what it said; {state(folder)}, and the same command continues it"
+    return ""
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and those that it came from."""
+    seen: set[int] = set()
+    now: BaseException | None = error
+    while now is not None and id(now) not in seen:
+        seen.add(id(now))
+        yield now
+        now = now.__cause__ or now.__context__
+
+
+def is_disk_full(error: BaseException) -> bool:
+    return isinstance(error, OSError) and (error.errno in FULL or "No space left" in str(error))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of Python, of a GPU, or of torch's allocator on the CPU, which raises a plain RuntimeError."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Of a distributed training whose other process is gone: what gloo, or NCCL, raises in those that are left."""
+    if isinstance(error, torch.distributed.DistBackendError | torch.distributed.DistNetworkError):
+        return True
+    return isinstance(error, RuntimeError) and "gloo" in str(error) and "Connection" in str(error)
+
+
+def state(folder: Path) -> str:
+    """Where a run's state is, as part of a sentence."""
+    if (folder / record.NAME).exists():
+        return "the run itself is finished"
+    if (folder / "model.safetensors").exists():
+        return "its training is finished and safe in model.safetensors"
+    found = numbered(folder / "checkpoints")
+    return f"its state is safe at step {int(found[0].stem)}" if found else "no checkpoint had been due yet, so nothing is lost"
+
+
+def _smaller(folder: Path, config: Config) -> str:
+    """How the same run needs less memory."""
+    if (folder / "model.safetensors").exists():
+        size = max(1, config.evaluation.batch_size // 2)
+        return (
+            f"Score it in smaller batches, which changes no number: nava train --continue {folder} evaluation.batch_size={size}"
+        )
+    machine = config.trainer
+    wanted = [f"trainer.accumulate={2 * machine.accumulate}"]
+    wanted += [] if machine.checkpoint_activations else ["trainer.checkpoint_activations=true"]
+    return f"Continue it with less at a time and the same gradients: nava train --continue {folder} {' '.join(wanted)}"
+
+
+def _shortened(text: str, most: int = 120) -> str:
+    return text if len(text) <= most else f"{text[:most]}..."

@@ -1,0 +1,260 @@
+"""Does a run that is killed at any moment end as an unbroken one, bit for bit?
+
+    python sweeps/kills.py                                    # 30 kills, about 3 minutes on one core
+    python sweeps/kills.py --kills 200 variant=dual_tower training.steps=60
+    python sweeps/kills.py --fresh trainer=fsdp trainer.accelerator=cpu trainer.devices=2     # two processes and their shards
+
+Held fixed: the run. Varied: when it is killed (SIGKILL, no warning), drawn from a seed: at any moment from start to finish, or
+within a few milliseconds of a checkpoint's write being seen. A run is killed --each times, each time continued by the same
+command, then left to finish and compared with one that nobody touched: averaged weights, log, record, scores of every clip, and
+in the last checkpoints weights, optimiser, average and position in the data (randomness is drawn per clip, so there is no
+generator to keep). Left out are seconds, and the git revision, which a file saved nearby changes. Writes kills.json into --out;
+what stands there is not done again.
+
+A life begins as a fork of this process, which has everything imported; with --fresh as a new process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import load_file
+
+import nava_lab.study.run  # noqa: F401 - imported here, so that no fork needs to
+from nava_lab.cli import main as nava
+from nava_lab.study.identity import code_fingerprint
+from nava_lab.study.record import write_json
+from nava_lab.training.saved import SUFFIX, numbered, parted, whole
+
+SMALL = [
+    *("experiment=smoke", "variant=unified", "variant.depth=2", "budget.parameters=60_000", "world=gaussian"),
+    *("training.steps=24", "training.checkpoints=6", "evaluation.previews=0", "output.progress=false", "logger=none"),
+]
+LEFT_OUT = ("wall_time_s", "seconds", "revision")  # what two equal runs may differ in
+POLL_S = 0.0003
+MARKS = {"anywhere": "", "writing": "w"}
+Life = Callable[[Path], int]
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One kill.
+
+    Attributes:
+        run: number of the run.
+        aimed: "anywhere", or "writing", at a checkpoint's write.
+        after_s: seconds since the life began.
+        checkpoint: step of the newest whole checkpoint then.
+        torn: whether it left a write unfinished.
+    """
+
+    run: int
+    aimed: str
+    after_s: float
+    checkpoint: int
+    torn: bool
+
+
+def forked(settings: Sequence[str]) -> Life:
+    """Starts lives as forks of this process."""
+
+    def begin(root: Path) -> int:
+        child = os.fork()
+        if child:
+            return child
+        os.setsid()
+        with (root / "told.txt").open("a") as told:
+            os.dup2(told.fileno(), 1)
+            os.dup2(told.fileno(), 2)
+        code = 1
+        try:
+            nava(["train", *settings, f"output.root={root}"])
+            code = 0
+        finally:
+            os._exit(code)
+
+    return begin
+
+
+def fresh(settings: Sequence[str]) -> Life:
+    """Starts lives as processes of their own."""
+
+    def begin(root: Path) -> int:
+        command = [sys.executable, "-m", "nava_lab", "train", *settings, f"output.root={root}"]
+        with (root / "told.txt").open("a") as told:
+            return subprocess.Popen(command, stdout=told, stderr=told, start_new_session=True).pid
+
+    return begin
+
+
+def ended(process: int) -> bool:
+    """Whether a life is over; RuntimeError where it ended by itself and badly."""
+    found, status = os.waitpid(process, os.WNOHANG)
+    if not found:
+        return False
+    if os.waitstatus_to_exitcode(status) > 0:
+        raise RuntimeError(f"a run failed by itself, with status {os.waitstatus_to_exitcode(status)}: see told.txt in its folder")
+    return True
+
+
+def writing(root: Path) -> set[tuple[str, int, int]]:
+    """Checkpoints that are being written, or whose write was left unfinished; a later write of the same is another."""
+    found = set()
+    for path in root.glob(f"*/checkpoints/.*{SUFFIX}.tmp"):
+        with suppress(FileNotFoundError):  # finished in this moment
+            about = path.stat()
+            found.add((path.name, about.st_ino, about.st_ctime_ns if path.is_dir() else 0))
+    return found
+
+
+def kill(process: int) -> None:
+    """The life with all its processes, without warning."""
+    try:
+        os.killpg(process, signal.SIGKILL)
+    except ProcessLookupError:  # killed before it had a group of its own
+        os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+
+
+def live(begin: Life, root: Path, number: int, draw: random.Random, lasts: float) -> Kill | None:
+    """One life, killed at a moment that is drawn; None where it ended before."""
+    root.mkdir(parents=True, exist_ok=True)
+    aimed = draw.choice(("anywhere", "writing"))
+    wait, nth, late = draw.uniform(0, lasts), draw.randint(1, 3), draw.uniform(0, 0.004)
+    left, began, seen, before = writing(root), time.monotonic(), 0, False
+    process = begin(root)
+    while not ended(process):
+        now = bool(writing(root) - left) if aimed == "writing" else False
+        seen, before = seen + (now and not before), now
+        if (aimed == "anywhere" and time.monotonic() - began >= wait) or (seen == nth and now):
+            time.sleep(late if now else 0)
+            kill(process)
+            whole_ones = [path for folder in root.glob("*/checkpoints") for path in numbered(folder)]
+            newest = max((int(path.stem) for path in whole_ones), default=0)
+            return Kill(number, aimed, round(time.monotonic() - began, 3), newest, bool(writing(root) - left))
+        time.sleep(POLL_S)
+    return None
+
+
+def finish(begin: Life, root: Path) -> float:
+    """One life to its end; seconds."""
+    root.mkdir(parents=True, exist_ok=True)
+    began, process = time.monotonic(), begin(root)
+    while not ended(process):
+        time.sleep(0.01)
+    return time.monotonic() - began
+
+
+def differences(run: Path, other: Path) -> list[str]:
+    """In what two runs' folders differ."""
+    texts = ("metrics.jsonl", "per_clip.json")
+    found = [name for name in texts if (run / name).read_text() != (other / name).read_text()]
+    one, two = (timeless(json.loads((path / "record.json").read_text())) for path in (run, other))
+    found += ["record.json"] if one != two else []
+    one, two = (load_file(path / "model.safetensors") for path in (run, other))
+    found += unequal("model.safetensors", one, two)
+    names = [[path.name for path in numbered(folder / "checkpoints")] for folder in (run, other)]
+    if names[0] != names[1]:
+        return [*found, f"checkpoints: {names[0]}, not {names[1]}"]
+    for name in names[0]:
+        (rest, tensors), (other_rest, others) = (parted(whole(folder / "checkpoints" / name)) for folder in (run, other))
+        found += [f"{name}: what is no tensor"] if timeless(rest) != timeless(other_rest) else []
+        found += unequal(name, tensors, others)
+    return found
+
+
+def unequal(file: str, one: dict[Any, torch.Tensor], two: dict[Any, torch.Tensor]) -> list[str]:
+    names = sorted({*one, *two}, key=str)
+    wrong = [name for name in names if name not in one or name not in two or not torch.equal(one[name], two[name])]
+    return [f"{file}: {len(wrong)} of {len(names)} tensors, such as {wrong[0]}"] if wrong else []
+
+
+def timeless(value: Any) -> Any:
+    """The same without what two equal runs may differ in."""
+    if isinstance(value, dict):
+        return {key: timeless(part) for key, part in value.items() if key not in LEFT_OUT}
+    return [timeless(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def only_run(root: Path) -> Path:
+    (found,) = (path.parent for path in root.glob("*/record.json"))
+    return found
+
+
+def campaign(out: Path, settings: Sequence[str], kills: int, each: int, seed: int, is_fresh: bool) -> list[dict[str, Any]]:
+    """Runs and their kills until there are enough; one entry per run, also in ``out/kills.json``."""
+    begin = (fresh if is_fresh else forked)(settings)
+    about = {"settings": list(settings), "seed": seed, "each": each, "code": code_fingerprint()}
+    path = out / "kills.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    done: list[dict[str, Any]] = before["runs"] if {key: before.get(key) for key in about} == about else []
+    if not done:
+        shutil.rmtree(out, ignore_errors=True)
+    unbroken = out / "unbroken"
+    if not list(unbroken.glob("*/record.json")):
+        finish(begin, unbroken)
+        about["lasts"] = finish(begin, out / "twin")  # also: two unbroken runs are equal
+        if wrong := differences(only_run(out / "twin"), only_run(unbroken)):
+            raise SystemExit(f"two unbroken runs differ, so nothing can be said of killed ones: {'; '.join(wrong)}")
+    lasts = about.setdefault("lasts", before.get("lasts", 5.0))
+    while sum(len(run["kills"]) for run in done) < kills:
+        number = len(done)
+        root, draw, found = out / f"run-{number}", random.Random(f"{seed} {number}"), []
+        shutil.rmtree(root, ignore_errors=True)
+        for _ in range(min(each, kills - sum(len(run["kills"]) for run in done))):
+            if (one := live(begin, root, number, draw, float(lasts))) is None:
+                break
+            found.append(one)
+        finish(begin, root)
+        done.append({"kills": [asdict(one) for one in found], "differences": differences(only_run(root), only_run(unbroken))})
+        write_json(path, {**about, "runs": done})
+        print(f"run {number}: {len(found)} kills, {'; '.join(done[-1]['differences']) or 'equal'}", file=sys.stderr, flush=True)
+    return done
+
+
+def show(done: Sequence[dict[str, Any]]) -> None:
+    table = Table("run", "killed after s, w: at a write (newest checkpoint)", "writes torn", "ends equal")
+    for number, run in enumerate(done):
+        kills = run["kills"]
+        told = ", ".join(f"{kill['after_s']:.2f}{MARKS[kill['aimed']]} ({kill['checkpoint']})" for kill in kills)
+        table.add_row(str(number), told, str(sum(kill["torn"] for kill in kills)), "; ".join(run["differences"]) or "yes")
+    Console(width=120).print(table)
+    kills = [kill for run in done for kill in run["kills"]]
+    torn, broken = sum(kill["torn"] for kill in kills), sum(bool(run["differences"]) for run in done)
+    print(f"{len(kills)} kills of {len(done)} runs, {torn} in the middle of a checkpoint's write; {broken} runs ended otherwise")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    reader = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    reader.add_argument("settings", nargs="*", help="KEY=VALUE on top of a run of seconds")
+    reader.add_argument("--kills", type=int, default=30)
+    reader.add_argument("--each", type=int, default=3, help="kills of one run")
+    reader.add_argument("--seed", type=int, default=0)
+    reader.add_argument("--fresh", action="store_true", help="every life a new process")
+    reader.add_argument("--out", type=Path, default=Path("runs/kills"))
+    arguments = reader.parse_args(words)
+    torch.set_num_threads(1)
+    settings = [*SMALL, *arguments.settings]
+    done = campaign(arguments.out.resolve(), settings, arguments.kills, arguments.each, arguments.seed, arguments.fresh)
+    show(done)
+    return int(any(run["differences"] for run in done))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

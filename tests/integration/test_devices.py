@@ -1,0 +1,288 @@
+"""Two processes do what one does: gradients, metrics, checkpoints; started as torchrun and SLURM start them."""
+
+import dataclasses
+import json
+import shutil
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from nava_lab.cli import main
+from nava_lab.config import ConfigError, load
+from nava_lab.flow.draws import Drawing
+from nava_lab.flow.objective import Objective
+from nava_lab.models.denoiser import Denoiser
+from nava_lab.models.variant import Size
+from nava_lab.registry import PACKAGE, variants, worlds
+from nava_lab.study.failures import RunFailed
+from nava_lab.study.run import resumed, run
+from nava_lab.training.data import WorldData
+from nava_lab.training.machine import Devices, prepare_layers
+from nava_lab.training.module import GenerativeModule
+from nava_lab.training.settings import Training
+from nava_lab.training.sharding import full
+from tests.ranks import needs_fork, together
+
+pytestmark = needs_fork
+WORLD = worlds.get("gaussian")()
+TRAINING = Training(steps=2, batch_size=8, validations=2, validation_clips=8)
+# (variant, strategy, pieces of a batch, layers computed again)
+CASES = [
+    ("magihuman", "ddp", 1, False),
+    ("magihuman", "fsdp", 1, True),
+    ("align_then_fuse", "ddp", 2, False),
+    ("dual_tower", "fsdp", 2, False),
+    ("unified", "ddp", 1, True),
+]
+
+
+class Lacking(WorldData):
+    """Clips of which the second half has no sound: marked so in one process, and without the stream in the second of two."""
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        made = super().on_after_batch_transfer(batch, dataloader_idx)
+        audio = made.streams["audio"]
+        if self.trainer.world_size == 1:
+            has = torch.arange(len(made)) < len(made) // 2
+            audio = dataclasses.replace(audio, valid=has[:, None].expand(-1, len(audio)))
+        elif self.trainer.global_rank == 1:
+            return dataclasses.replace(made, streams={"video": made.streams["video"]})
+        return dataclasses.replace(made, streams={**made.streams, "audio": audio})
+
+
+class Kept(pl.Callback):
+    def __init__(self):
+        self.gradients, self.logged = [], []
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        named = [(name, part.grad) for name, part in module.network.named_parameters()]
+        self.gradients.append({name: None if part is None else full(part).clone() for name, part in named})
+
+    def on_validation_end(self, trainer, module):
+        self.logged.append({name: float(value) for name, value in trainer.callback_metrics.items() if "/" in name})
+
+
+def learnt(name, strategy="auto", accumulate=1, again=False, devices=1):
+    """Gradients and metrics of two steps."""
+    torch.manual_seed(0)
+    network = Denoiser(variants.get(name)(depth=2), WORLD.interface(), Size(24, 40))
+    with torch.no_grad():
+        for part in network.parameters():
+            part.add_(0.1 * torch.randn_like(part))
+    network.spare = torch.nn.Parameter(torch.ones(3))  # weights that nothing reads get no gradient
+    prepare_layers(network, compiled=False, checkpointed=again)
+    on, kept = Devices("cpu", devices, strategy=strategy), Kept()
+    drawing = Drawing(modality_given=0.4)
+    module = GenerativeModule(network, Objective(), drawing, TRAINING, 0, accumulate, on.sharded)
+    trainer = pl.Trainer(
+        max_steps=2, accelerator="cpu", devices=devices, strategy=on.lightning(), plugins=on.plugins(), callbacks=[kept],
+        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, val_check_interval=1,
+        check_val_every_n_epoch=None, num_sanity_val_steps=0, use_distributed_sampler=False,
+    )  # fmt: skip
+    trainer.fit(module, Lacking(WORLD, TRAINING, 0))
+    return kept
+
+
+def differing(one, two):
+    """The weights whose gradients are not those of the other."""
+    return [
+        key
+        for key, part in one.items()
+        if (part is None) != (two[key] is None) or (part is not None and not torch.allclose(two[key], part, rtol=1e-4, atol=1e-6))
+    ]
+
+
+def test_gradients_and_metrics_of_two_processes_are_those_of_one_on_the_same_batch(tmp_path):
+    """Also where one process's clips lack a modality, some weights get no gradient, and a batch is computed in pieces."""
+
+    def work(rank):
+        for number, (name, strategy, accumulate, again) in enumerate(CASES):
+            kept = learnt(name, strategy, accumulate, again, devices=2)
+            if rank == 0:
+                torch.save((kept.gradients, kept.logged), tmp_path / f"{number}.pt")
+
+    assert together(work) == [0, 0]
+    for number, (name, *_) in enumerate(CASES):
+        one, (gradients, logged) = learnt(name), torch.load(tmp_path / f"{number}.pt")
+        assert len(gradients) == len(logged) == 2
+        assert [key for key, part in one.gradients[0].items() if part is None] == ["spare"]
+        assert not differing(one.gradients[0], gradients[0]), name  # of the first step: later ones start from rounded weights
+        for mine, other in zip(one.logged, logged, strict=True):
+            assert other == pytest.approx(mine, rel=1e-3), name
+
+
+def test_a_share_of_the_counts_would_be_seen(monkeypatch):
+    """The planted mistake of most trainers: pieces that are averaged, whatever each of them counts."""
+    right = learnt("unified").gradients[0]
+    assert not differing(right, learnt("unified", accumulate=2).gradients[0])
+    own = Objective.total
+    monkeypatch.setattr(Objective, "total", lambda self, losses, counts=None: own(self, losses) / 2)
+    assert differing(right, learnt("unified", accumulate=2).gradients[0])
+
+
+SMALL = [
+    *("experiment=smoke", "variant=unified", "variant.depth=2", "budget.parameters=60_000", "world=gaussian"),
+    *("training.steps=12", "training.validations=3", "training.checkpoints=2", "evaluation.previews=0", "evaluation.clips=4"),
+    *("evaluation.loss_clips=8", "output.progress=false", "logger=none"),
+]
+TWO = ["trainer.accelerator=cpu", "trainer.devices=2"]
+
+
+def log_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def same_numbers(one, two):
+    """Two runs are one but for the order of sums."""
+    mine, other = log_of(one), log_of(two)
+    assert [line["step"] for line in mine] == [line["step"] for line in other]
+    assert all(second == pytest.approx(first, rel=1e-3) for first, second in zip(mine, other, strict=True))
+    weights, others = (load_file(path / "model.safetensors") for path in (one, two))
+    assert weights.keys() == others.keys()
+    assert all(torch.allclose(weights[key], others[key], atol=2e-3) for key in weights)
+    records = [json.loads((path / "record.json").read_text()) for path in (one, two)]
+    assert records[0]["scores"].keys() == records[1]["scores"].keys()
+    assert records[0]["samples_seen"] == records[1]["samples_seen"]
+
+
+def begun(folder, into):
+    """The run as it was after its last checkpoint."""
+    shutil.copytree(folder, into)
+    for name in ("model.safetensors", "record.json", "per_clip.json"):
+        (into / name).unlink()
+    return into
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    root = tmp_path_factory.mktemp("one")
+    return run(load([*SMALL, "trainer=cpu", f"output.root={root}"]), lambda message: None)
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory, one):
+    """A run of two processes that SLURM starts, on a machine each, its weights spread over them."""
+    root = tmp_path_factory.mktemp("sharded")
+    settings = [*SMALL, "trainer=fsdp", "trainer.accelerator=cpu", "trainer.devices=1", "trainer.nodes=2", f"output.root={root}"]
+    assert together(lambda rank: main(["train", *settings]), "nodes") == [0, 0]
+    return next(root.glob("*/record.json")).parent
+
+
+def test_a_sharded_run_is_a_run_like_any_other_and_goes_on_anywhere(one, sharded, tmp_path, capsys):
+    same_numbers(one, sharded)
+    checkpoints = sorted((sharded / "checkpoints").glob("*.ckpt"))
+    assert all(path.is_dir() and len(list(path.glob("*.distcp"))) == 2 for path in checkpoints)
+    alone = begun(sharded, tmp_path / sharded.name)
+    told = []
+    resumed(alone, ["trainer=cpu"], told.append)
+    assert any("continuing from" in line for line in told)
+    same_numbers(one, alone)
+    machines = json.loads((alone / "record.json").read_text())["machines"]
+    assert [(part["strategy"], part["nodes"]) for part in machines] == [("fsdp", 2), ("auto", 1)]
+    assert machines[1]["from_step"] == int(checkpoints[-1].stem)
+    # One file of a sharded checkpoint: the average, and what was being trained; of a finished run its model.
+    main(["export", str(checkpoints[-1]), str(tmp_path / "average.safetensors")])
+    main(["export", str(checkpoints[-1]), str(tmp_path / "current.safetensors"), "--weights", "current"])
+    main(["export", str(sharded), str(tmp_path / "done.safetensors"), "--dtype", "bfloat16"])
+    main(["export", str(sharded), str(tmp_path / "wan.safetensors"), "--to", "wan"])
+    assert "blocks.0.self_attn.q.weight" in load_file(tmp_path / "wan.safetensors")
+    with pytest.raises(SystemExit):
+        main(["export", str(sharded), str(tmp_path / "wan.safetensors"), "--to", "wann"])
+    assert "did you mean 'wan'" in capsys.readouterr().err
+    average, current, done = (load_file(tmp_path / f"{name}.safetensors") for name in ("average", "current", "done"))
+    final = load_file(sharded / "model.safetensors")
+    assert {key: part.shape for key, part in average.items()} == {key: part.shape for key, part in final.items()}
+    assert not all(torch.equal(average[key], current[key]) for key in average)
+    assert all(torch.equal(done[key], final[key].bfloat16()) for key in final)
+
+
+def test_a_run_of_one_process_goes_on_with_two_and_back(one, tmp_path):
+    """A file becomes shards, under torchrun; then one process continues what two have left."""
+    two = begun(one, tmp_path / one.name)
+    assert together(lambda rank: main(["train", "--continue", str(two), "trainer=fsdp", *TWO])) == [0, 0]
+    same_numbers(one, two)
+    assert [part["strategy"] for part in json.loads((two / "record.json").read_text())["machines"]] == ["auto", "fsdp"]
+
+
+def test_bf16_trains(one, tmp_path):
+    half = run(load([*SMALL, "trainer=cpu", "trainer.precision=bf16-mixed", f"output.root={tmp_path}"]), lambda message: None)
+    assert all(other == pytest.approx(mine, rel=0.05) for mine, other in zip(log_of(one), log_of(half), strict=True))
+    assert log_of(one) != log_of(half)
+    for precision, why in (("bf16-true", "would lose AdamW's small steps"), ("16-mixed", "needs a GPU")):
+        with pytest.raises(ConfigError, match=why):
+            load([*SMALL, "trainer=cpu", f"trainer.precision={precision}"])
+
+
+def test_a_distributed_run_is_refused_where_it_cannot_be_meant(one, tmp_path, monkeypatch, capsys):
+    with pytest.raises(ConfigError, match=r"training.batch_size=8 does not divide among 3 devices"):
+        load([*SMALL, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=3"])
+    with pytest.raises(ConfigError, match=r"among 2 devices and trainer.accumulate=3 pieces"):
+        load([*SMALL, "trainer=ddp", *TWO, "trainer.accumulate=3"])
+    with pytest.raises(ConfigError, match=r"trainer=fdsp: did you mean 'fsdp'"):
+        resumed(one, ["trainer=fdsp"])
+    with pytest.raises(ConfigError, match=r"training.lr=1 would make another run"):
+        resumed(one, ["training.lr=1"])
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
+    for key, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(SystemExit):
+        main(["train", "-m", "seed=0,1", *SMALL, *TWO, "trainer=ddp"])
+    assert "start it without torchrun" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"2 processes were started for trainer.devices=1"):
+        run(load([*SMALL, "trainer=cpu", f"output.root={tmp_path}"]))
+
+
+def test_a_process_that_fails_is_heard_and_the_others_do_not_hang(tmp_path):
+    class Fails(pl.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, index):
+            if trainer.global_rank == 1 and trainer.global_step == 6:
+                bytearray(1 << 60)
+
+    config = load([*SMALL, "trainer=ddp", *TWO, f"output.root={tmp_path}"])
+
+    def work(rank):
+        with pytest.raises(RunFailed) as caught:
+            run(config, lambda message: None, [Fails()])
+        (tmp_path / f"told-{rank}").write_text(str(caught.value))
+
+    assert together(work) == [0, 0]
+    told = [(tmp_path / f"told-{rank}").read_text() for rank in (0, 1)]
+    assert "another process of this run ended" in told[0]
+    assert "out of memory" in told[1]
+    (failed,) = tmp_path.glob("*/failed.json")
+    assert json.loads(failed.read_text())["error"] == told[1]
+
+
+def test_an_unreadable_sharded_checkpoint_is_named_and_passed_over(sharded, tmp_path):
+    run_folder, told = begun(sharded, tmp_path / sharded.name), []
+    older, newest = sorted((run_folder / "checkpoints").glob("*.ckpt"))
+    shard = next(newest.glob("*.distcp"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    resumed(run_folder, ["trainer=cpu"], told.append)
+    assert any(f"{newest} cannot be read" in line for line in told)
+    assert any(f"continuing from {older.name}" in line for line in told)
+
+
+@pytest.mark.slow
+def test_torchrun_and_compiled_layers(one, tmp_path):
+    """The real torchrun, by its own command; and layers compiled for the CPU, computed again or not."""
+    import os
+    import subprocess
+    import sys
+
+    machines = {
+        "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "nava_lab"],
+        "compiled": ["-m", "nava_lab"],
+    }
+    settings = {
+        "torchrun": ["trainer=fsdp", *TWO, "trainer.accumulate=2"],
+        "compiled": ["trainer.compile=true", "trainer.checkpoint_activations=true"],
+    }
+    env = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "OMP_NUM_THREADS": "1"}
+    for name, start in machines.items():
+        command = [sys.executable, *start, "train", *SMALL, *settings[name], f"output.root={tmp_path / name}"]
+        done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=500)
+        assert done.returncode == 0, done.stderr
+        same_numbers(one, next((tmp_path / name).glob("*/record.json")).parent)

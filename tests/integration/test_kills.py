@@ -1,0 +1,44 @@
+"""A short campaign of kills; the long one is ``python sweeps/kills.py``."""
+
+import json
+import time
+
+from nava_lab.training.averaging import Averaging
+from sweeps import kills
+from tests.ranks import needs_fork
+
+pytestmark = needs_fork
+
+
+def test_a_run_that_is_killed_at_any_moment_ends_as_an_unbroken_one(tmp_path, capsys):
+    """And a second campaign does nothing again; and one that finds a difference says so."""
+    arguments = ["--kills", "4", "--each", "2", "--seed", "1", "--out", str(tmp_path), "training.steps=12", "evaluation.clips=4"]
+    assert kills.main(arguments) == 0
+    assert "4 kills of" in capsys.readouterr().out
+    assert kills.main(arguments) == 0
+    assert "equal" not in capsys.readouterr().err
+    path = tmp_path / "kills.json"
+    assert sum(len(run["kills"]) for run in json.loads(path.read_text())["runs"]) == 4
+    run, other = (kills.only_run(tmp_path / name) for name in ("run-0", "unbroken"))
+    log = run / "metrics.jsonl"
+    log.write_text(log.read_text()[:-3])
+    assert kills.differences(run, other) == ["metrics.jsonl"]
+
+
+def test_an_average_that_forgets_how_far_it_is_would_be_seen(tmp_path, monkeypatch):
+    """A planted mistake: it begins anew after a kill."""
+    begin, roots = (
+        kills.forked([*kills.SMALL, "training.steps=12", "evaluation.clips=4"]),
+        (tmp_path / "broken", tmp_path / "whole"),
+    )
+    kills.finish(begin, roots[1])
+    monkeypatch.setattr(Averaging, "load_state_dict", lambda self, state: None)
+    roots[0].mkdir()
+    process = begin(roots[0])
+    while not list(roots[0].glob("*/checkpoints/0*.ckpt")):
+        assert not kills.ended(process)
+        time.sleep(0.002)
+    kills.kill(process)
+    kills.finish(begin, roots[0])
+    found = kills.differences(*map(kills.only_run, roots))
+    assert any(line.startswith("model.safetensors: ") for line in found)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from nava_lab.cli import in_one_line
 from nava_lab.config import from_file
 from nava_lab.evaluation.semantics import guidance_slope
 from nava_lab.study import record
@@ -61,4 +62,4 @@ def main(words: Sequence[str] | None = None, scored: Callable[[Path, float, Sequ
 
 
 if __name__ == "__main__":
-    main()
+    in_one_line(main)

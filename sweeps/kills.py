@@ -37,6 +37,7 @@ from rich.table import Table
 from safetensors.torch import load_file
 
 import nava_lab.study.run  # noqa: F401 - imported here, so that no fork needs to
+from nava_lab.cli import in_one_line
 from nava_lab.cli import main as nava
 from nava_lab.study.identity import code_fingerprint
 from nava_lab.study.record import write_json
@@ -257,4 +258,4 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    in_one_line(main)

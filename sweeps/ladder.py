@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from nava_lab.cli import in_one_line
 from nava_lab.config import load
 from nava_lab.registry import worlds
 from nava_lab.rng import generators
@@ -139,4 +140,4 @@ def interval(score: Mapping[str, float] | None) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    in_one_line(main)

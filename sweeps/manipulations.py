@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nava_lab.cli import in_one_line
 from nava_lab.config import from_file, load
 from nava_lab.study import record
 from nava_lab.study.identity import run_hash
@@ -114,4 +115,4 @@ def line(row: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    in_one_line(main)

@@ -23,6 +23,7 @@ from typing import Any
 import matplotlib
 from omegaconf import OmegaConf
 
+from nava_lab.cli import in_one_line
 from nava_lab.config import Config, from_file
 from nava_lab.evaluation.protocol import evaluate
 from nava_lab.flow.sampling import Sampler
@@ -146,4 +147,4 @@ def draw(out: Path, points: list[Point], config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    in_one_line(main)

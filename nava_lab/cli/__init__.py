@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -49,13 +49,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if name not in COMMANDS:
         _fail(f"there is no command '{name}'; {nearest(name, COMMANDS)}")
+    if any(part in ("-h", "--help") for part in rest):
+        print(usage() + catalogue(short=name not in SETTABLE))
+        return
+    in_one_line(lambda: command(name).main(rest))
+
+
+def in_one_line(call: Callable[[], int | None]) -> None:
+    """A command, or a script of ``sweeps/``: a mistake ends in one line and an exit code, a bug in its traceback."""
     quieten()
     keep_memory()
     try:
-        if any(part in ("-h", "--help") for part in rest):
-            print(usage() + catalogue(short=name not in SETTABLE))
-            return
-        command(name).main(rest)
+        code = call()
     except (ValueError, UnknownName, OSError, FloatingPointError, SyntaxError, MemoryError) as error:
         if os.environ.get("NAVA_DEBUG"):
             raise
@@ -68,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(str(error), 1)
     except KeyboardInterrupt:
         _fail("stopped; the same command continues where it was", 130)
+    if code:
+        raise SystemExit(code)
 
 
 def _fail(message: str, code: int = 2) -> None:

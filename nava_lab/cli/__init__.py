@@ -50,9 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if name not in COMMANDS:
         _fail(f"there is no command '{name}'; {nearest(name, COMMANDS)}")
     if any(part in ("-h", "--help") for part in rest):
-        print(usage() + catalogue(short=name not in SETTABLE))
-        return
-    in_one_line(lambda: command(name).main(rest))
+        in_one_line(lambda: print(usage() + catalogue(short=name not in SETTABLE), flush=True))
+    else:
+        in_one_line(lambda: command(name).main(rest))
 
 
 def in_one_line(call: Callable[[], int | None]) -> None:
@@ -61,6 +61,9 @@ def in_one_line(call: Callable[[], int | None]) -> None:
     keep_memory()
     try:
         code = call()
+    except BrokenPipeError:  # whoever read the output (`| head`) has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except (ValueError, UnknownName, OSError, FloatingPointError, SyntaxError, MemoryError) as error:
         if os.environ.get("NAVA_DEBUG"):
             raise

@@ -162,13 +162,21 @@ class Checkpoints(Checkpoint):
     def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step not in self.moments:
             return
-        if not finite(trainer, pl_module):
-            raise FloatingPointError(f"weights are infinite or not a number at step {trainer.global_step}")
+        self.check(trainer, pl_module)
         trainer.save_checkpoint(self.folder / f"{trainer.global_step:07d}{SUFFIX}", weights_only=False)
-        if trainer.is_global_zero:
-            passed = [path for path in numbered(self.folder) if int(path.stem) <= trainer.global_step]
+        for folder in self.kept_in() if trainer.is_global_zero else ():
+            passed = [path for path in numbered(folder) if int(path.stem) <= trainer.global_step]
             for path in passed[KEPT:]:
                 remove(path)
+
+    def check(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse to save weights that are no numbers."""
+        if not finite(trainer, pl_module):
+            raise FloatingPointError(f"weights are infinite or not a number at step {trainer.global_step}")
+
+    def kept_in(self) -> Sequence[Path]:
+        """The folders that old checkpoints are taken from."""
+        return [self.folder]
 
 
 def finite(trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:

@@ -1,6 +1,6 @@
 """What a stacked training leaves of each seed, where its single run would leave it: log lines, logger's metrics, checkpoints.
 
-A checkpoint of several seeds is written as one file per seed, each what Lightning writes of that seed's single run, so that a seed
+A checkpoint of several seeds is one file per seed, each what Lightning writes of that seed's single run, so that a seed
 can be continued alone, and runs that were begun alone together.
 """
 
@@ -12,12 +12,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
-from nava_lab.training.callbacks import MetricsLog
+from nava_lab.training.callbacks import Checkpoints, MetricsLog
+from nava_lab.training.saved import Files, clear
+from nava_lab.training.settings import Training
 from nava_lab.training.stacked import StackedModule, unstacked
 
 WEIGHTS = ("state_dict", "current_model_state")  # of a checkpoint: stacked tensor by tensor
@@ -28,7 +28,7 @@ class Each(list):
 
 
 class SeedLog(MetricsLog):
-    """One seed's metrics log, and its learning rate to its own logger."""
+    """One seed's metrics log, and its learning rate to its own logger; silent once the seed has fallen."""
 
     def __init__(self, path: Path, seed: int, logger: Logger | None):
         super().__init__(path)
@@ -38,14 +38,12 @@ class SeedLog(MetricsLog):
     def loggers(self, trainer: pl.Trainer) -> Sequence[Logger]:
         return [] if self.logger is None else [self.logger]
 
-    def values(self, trainer: pl.Trainer, prefix: str) -> dict[str, float]:
-        found = super().values(trainer, self.mark + prefix)
-        return {name.removeprefix(self.mark): value for name, value in found.items()}
-
-    def silent(self, trainer: pl.Trainer) -> bool:
-        """Whether the seed has fallen: its single run would have ended."""
+    def values(self, trainer: pl.Trainer, prefix: str) -> dict[str, float] | None:
         module = trainer.lightning_module
-        return isinstance(module, StackedModule) and self.seed in module.fallen
+        if isinstance(module, StackedModule) and self.seed in module.fallen:
+            return None
+        found = super().values(trainer, self.mark + prefix) or {}
+        return {name.removeprefix(self.mark): value for name, value in found.items()}
 
 
 class SeedLogger(Logger):
@@ -88,50 +86,54 @@ class SeedLogger(Logger):
         self.inner.finalize(status)
 
 
-class SeedFiles(CheckpointIO):
+class SeedFiles(Files):
     """Writes a stacked checkpoint as one per seed, and reads it from them.
 
     Args:
-        folders: of each seed's checkpoints, in the order of the stack; Lightning is told the first seed's.
-        fallen: seeds of which nothing is written or removed any more; it may grow.
+        folders: of each seed's checkpoints, in the order of the stack.
+        fallen: seeds of which nothing is written any more; it may grow.
         start: the checkpoints to read, in the order of the stack.
-        inner: who writes a file.
     """
 
-    def __init__(
-        self,
-        folders: Mapping[int, Path],
-        fallen: Mapping[int, str],
-        start: Sequence[Path] = (),
-        inner: CheckpointIO | None = None,
-    ):
-        self.folders = {seed: folder.resolve() for seed, folder in folders.items()}
-        self.fallen, self.start, self.inner = fallen, tuple(start), inner or TorchCheckpointIO()
+    def __init__(self, folders: Mapping[int, Path], fallen: Mapping[int, str], start: Sequence[Path] = ()):
+        super().__init__()
+        self.folders, self.fallen, self.start = folders, fallen, tuple(start)
 
-    @property
-    def lead(self) -> Path:
-        return next(iter(self.folders.values()))
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         for number, (seed, folder) in enumerate(self.folders.items()):
             if seed not in self.fallen:
-                own = of_seed(checkpoint, number, {str(self.lead): str(folder)})
-                self.inner.save_checkpoint(own, folder / Path(path).name, storage_options)
+                super().save_checkpoint(of_seed(checkpoint, number), folder / Path(path).name, storage_options)
 
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        where = map_location or "cpu"
-        parts = [self.inner.load_checkpoint(file, where, weights_only) for file in self.start]
-        return of_seeds(parts, [{str(folder): str(self.lead)} for folder in self.folders.values()])
-
-    def remove_checkpoint(self, path: Any) -> None:
-        for seed, folder in self.folders.items():
-            if seed not in self.fallen:
-                self.inner.remove_checkpoint(folder / Path(path).name)
+    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return of_seeds([super(SeedFiles, self).load_checkpoint(file, map_location, weights_only) for file in self.start])
 
 
-def of_seed(checkpoint: Mapping[str, Any], number: int, moved: Mapping[str, str]) -> dict[str, Any]:
-    """One seed's checkpoint out of a stacked one; ``moved`` says which folder's paths become which."""
-    made = {key: _own(value, number, moved) for key, value in checkpoint.items() if key not in WEIGHTS}
+class SeedCheckpoints(Checkpoints):
+    """Every seed's two newest checkpoints, but for seeds that have fallen, which keep those that they have.
+
+    Old ones go when all seeds have the new one: wherever a training is killed, there is a step that all seeds have.
+    """
+
+    def __init__(self, folders: Mapping[int, Path], training: Training):
+        super().__init__(next(iter(folders.values())), training)
+        self.folders = folders
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        for folder in self.folders.values():
+            clear(folder)
+
+    def check(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, StackedModule)
+        pl_module.note_broken_weights()
+        self.left = [folder for seed, folder in self.folders.items() if seed not in pl_module.fallen]
+
+    def kept_in(self) -> Sequence[Path]:
+        return self.left
+
+
+def of_seed(checkpoint: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """One seed's checkpoint out of a stacked one."""
+    made = {key: _own(value, number) for key, value in checkpoint.items() if key not in WEIGHTS}
     made |= {key: unstacked(checkpoint[key], number) for key in WEIGHTS if key in checkpoint}
     made["optimizer_states"] = [
         {**state, "state": {key: _slots(slots, number) for key, slots in state["state"].items()}}
@@ -140,14 +142,14 @@ def of_seed(checkpoint: Mapping[str, Any], number: int, moved: Mapping[str, str]
     return made
 
 
-def of_seeds(parts: Sequence[Mapping[str, Any]], moved: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+def of_seeds(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A stacked checkpoint out of each seed's, all of one step; what they count alike is the first's."""
-    made = dict(_own(parts[0], 0, moved[0]))
+    made = dict(parts[0])
     for key in WEIGHTS:
         if key in made:
             made[key] = {name: torch.stack([part[key][name] for part in parts]) for name in made[key]}
-    callbacks = [_own(part["callbacks"], 0, names) for part, names in zip(parts, moved, strict=True)]
-    made["callbacks"] = _joined(callbacks)
+    made["callbacks"] = _joined([part["callbacks"] for part in parts])
+    made["optimizer_states"] = [dict(state) for state in made["optimizer_states"]]
     for at, state in enumerate(made["optimizer_states"]):
         of = [part["optimizer_states"][at]["state"] for part in parts]
         state["state"] = {
@@ -162,18 +164,14 @@ def _slots(slots: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
     return {name: part[number].clone() if part.ndim else part for name, part in slots.items()}
 
 
-def _own(value: Any, number: int, moved: Mapping[str, str]) -> Any:
-    """A tree with a seed's own of what each has, and with paths moved."""
+def _own(value: Any, number: int) -> Any:
+    """A tree with a seed's own of what each has."""
     if isinstance(value, Each):
         return value[number]
     if isinstance(value, dict):
-        return {_own(key, number, moved): _own(inner, number, moved) for key, inner in value.items()}
+        return {key: _own(inner, number) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_own(inner, number, moved) for inner in value)
-    if isinstance(value, str):
-        for old, new in moved.items():
-            if value == old or value.startswith(f"{old}/"):
-                return new + value.removeprefix(old)
+        return type(value)(_own(inner, number) for inner in value)
     return value
 
 

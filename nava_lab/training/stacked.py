@@ -25,7 +25,7 @@ from nava_lab.rng import generators
 from nava_lab.streams import Batch, References, Stream
 from nava_lab.training.callbacks import LOG_EVERY
 from nava_lab.training.data import Indices, WorldData
-from nava_lab.training.module import GenerativeModule, not_finite, without_decay
+from nava_lab.training.module import GenerativeModule, complete, not_finite, without_decay
 from nava_lab.training.settings import Training
 from nava_lab.worlds.base import World
 
@@ -171,11 +171,12 @@ class StackedModule(GenerativeModule):
         """What the names of a seed's metrics begin with."""
         return f"s{seed}/"
 
-    def drawn(self, batch: Batch, purpose: str, drawing: Drawing) -> Draws:
-        """The draws of all seeds' samples, each by its own seed and clip."""
+    def drawn_for_all(self, batch: Batch, purpose: str, drawing: Drawing) -> tuple[Batch, Draws]:
+        """All seeds' samples with all modalities, and their draws, each by its own seed and clip."""
+        batch = complete(batch, self.network.specs)  # type: ignore[arg-type]
         indices = batch.index.unflatten(0, (len(self.seeds), -1)).tolist()
         own = [part for seed, index in zip(self.seeds, indices, strict=True) for part in generators(purpose, seed, index)]
-        return drawing(batch.streams, own)
+        return batch, drawing(batch.streams, own)
 
     def turns(self, batch: Batch, draws: Draws) -> Iterator[tuple[slice, Batch, Draws]]:
         """The seeds that are computed together, with their samples."""
@@ -207,8 +208,8 @@ class StackedModule(GenerativeModule):
         return vmap(self.objective.total)(apart, counts), vmap(self.objective.means)(apart, counts), counts
 
     def training_step(self, batch: Batch, step: int) -> Tensor:
-        """The mean of the seeds' losses; gradients are taken here, turn by turn, so that one turn's activations live at a time."""
-        draws = self.drawn(batch, "train", self.drawing)
+        """The mean of the seeds' losses. Gradients are taken here: one turn's activations are gone when the next one comes."""
+        batch, draws = self.drawn_for_all(batch, "train", self.drawing)
         turns = [self._turn(*turn) for turn in self.turns(batch, draws)]
         names = [name for name, part in self.network.named_parameters() if part.requires_grad]
         self._found = {
@@ -241,17 +242,25 @@ class StackedModule(GenerativeModule):
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Hand over the gradients that the step has taken."""
-        share = 1 / self.trainer.accumulate_grad_batches
         for name, part in self.network.named_parameters():
-            if name in self._found:
-                found = self._found[name] if share == 1 else self._found[name] * share
-                part.grad = found if part.grad is None else part.grad + found
-        self._found = {}
+            part.grad = self._found.pop(name, None)
+
+    def note_broken_weights(self) -> None:
+        """Let the seeds fall whose weights are no numbers any more."""
+        for name, part in self.network.named_parameters():
+            fine = part.detach().isfinite().flatten(1).all(1) if part.ndim > 1 else part.detach().isfinite()
+            for seed, whole in zip(self.seeds, fine.tolist(), strict=True):
+                if not whole:
+                    self.fallen.setdefault(seed, f"weights ({name}) are infinite or not a number at step {self.global_step}")
+        self._end_where_all_fell()
 
     def _note_the_fallen(self, losses: Tensor) -> None:
         for seed, value in zip(self.seeds, losses.tolist(), strict=True):
             if seed not in self.fallen and (message := not_finite(value, self.global_step)):
                 self.fallen[seed] = message
+        self._end_where_all_fell()
+
+    def _end_where_all_fell(self) -> None:
         if len(self.fallen) == len(self.seeds):
             raise FloatingPointError(self.fallen[self.seeds[0]])
 
@@ -269,7 +278,7 @@ class StackedModule(GenerativeModule):
             self.log_dict({f"{self.mark(seed)}train/{key}": value for key, value in found.items()}, batch_size=size)
 
     def validation_step(self, batch: Batch, step: int) -> None:
-        draws = self.drawn(batch, "validation", self.validation_drawing)
+        batch, draws = self.drawn_for_all(batch, "validation", self.validation_drawing)
         for seeds, rows, drawn in self.turns(batch, draws):
             own = {name: part[seeds] for name, part in self.network.named_parameters()}
             loss, means, _ = self.each(self.network_of(seeds, own), seeds.stop - seeds.start, rows, drawn)

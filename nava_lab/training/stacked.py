@@ -300,10 +300,13 @@ class StackedModule(GenerativeModule):
 
 
 def _in_one(found: Sequence[Tensor | None], sizes: Sequence[int]) -> Tensor | None:
-    """Turns' gradients of a parameter as one, 0 for a turn in which it had no part; None where it had none in any."""
+    """Turns' gradients of a parameter as one, 0 for a turn in which it had no part; None where it had none in any.
+
+    It lies in memory as the parameter does, for a fused optimiser walks both alike: ``backward`` sees to that, ``grad`` does not.
+    """
     like = next((part for part in found if part is not None), None)
     if like is None or len(found) == 1:
-        return like
+        return like if like is None else like.contiguous()
     return torch.cat(
         [like.new_zeros(size, *like.shape[1:]) if part is None else part for part, size in zip(found, sizes, strict=True)]
     )

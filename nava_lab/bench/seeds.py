@@ -1,8 +1,9 @@
 """``nava bench seeds``: what training several seeds together brings over one after the other.
 
-Training steps of the config, from batch to updated weights, through Lightning as ``nava train`` takes them: of one seed alone, and
-of all seeds in one training, so many of them computed at once. Throughput is seed-steps per second, and the ratio is to the single
-run's. Cases alternate in rounds, so that a machine that is busy for a while slows all of them; each figure is the median.
+Training steps of the config, from batch to updated weights, through Lightning as ``nava train`` takes them: of one seed alone,
+and of all seeds in one training, so many of them computed at once. Throughput is samples per second of all seeds, and the ratio
+is to the single run's. Cases alternate in rounds, so that a machine that is busy for a while slows all of them; each figure is
+the median.
 """
 
 from __future__ import annotations

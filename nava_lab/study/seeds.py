@@ -37,6 +37,8 @@ from nava_lab.training.stacked import StackedData, StackedModule, stacked, unsta
 
 Tell = Callable[[str], None]
 SEEDS, TOGETHER = "seeds", "seeds_together"
+CLIPS_AT_ONCE = 128  # on a CPU
+WORTH_STACKING = 4  # seeds; of fewer a call for each costs as little
 
 
 def seeds_of(value: Any) -> tuple[int, ...]:
@@ -55,7 +57,9 @@ def seeds_of(value: Any) -> tuple[int, ...]:
 
 def asked(overrides: Iterable[str]) -> tuple[list[str], tuple[int, ...], int]:
     """Overrides without ``seeds`` and ``seeds_together``, and those: no seeds, and 0, where they are not given."""
-    rest, seeds, together = [], (), 0
+    rest: list[str] = []
+    seeds: tuple[int, ...] = ()
+    together = 0
     for part in overrides:
         key, _, value = part.partition("=")
         if key == SEEDS:
@@ -87,8 +91,15 @@ def configs_of(composed: DictConfig, seeds: Sequence[int]) -> list[Config]:
 
 
 def at_once(config: Config, seeds: int, wanted: int = 0) -> int:
-    """How many seeds are computed in one call: on a GPU all, on a CPU one after the other (``nava bench seeds`` says why)."""
-    return min(wanted or (seeds if config.trainer.accelerator == "cuda" else 1), seeds)
+    """How many seeds are computed in one call.
+
+    On a GPU all; on a CPU as many as have ``CLIPS_AT_ONCE`` clips: what is larger leaves the caches and gains nothing
+    (``nava bench seeds``).
+    """
+    if config.trainer.accelerator == "cuda":
+        return min(wanted or seeds, seeds)
+    fit_in = CLIPS_AT_ONCE // config.training.batch_size
+    return min(wanted or (fit_in if fit_in >= WORTH_STACKING else 1), seeds)
 
 
 def check_stackable(config: Config) -> None:
@@ -153,7 +164,8 @@ def run_seeds(
     built = prepared(first)
     for line in scoring_record(first, built).get("unlike_training", ()):
         tell(f"warning: {line}")
-    runs, failed = [], {}
+    runs: list[Seed] = []
+    failed: dict[int, Exception] = {}
     with ExitStack() as stack:
         for config in configs:
             identity = identify(config)

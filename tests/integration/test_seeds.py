@@ -208,6 +208,8 @@ def test_what_couples_seeds_is_refused_and_what_changes_no_number_set_aside():
     assert set_aside(config, 1) == ["trainer.accumulate"]
     assert set_aside(config, 2) == ["trainer.accumulate", "attention.packed"]
     assert (at_once(config, 8), at_once(config, 8, 3), at_once(config, 2, 3)) == (1, 3, 2)
+    small = load(["trainer=cpu", "training.batch_size=16"])
+    assert (at_once(small, 6), at_once(small, 16)) == (6, 8)
     for change, key in (
         (["trainer.devices=2"], "trainer.devices=1"),
         (["logger=wandb", "logger.project=p"], "logger=tensorboard"),

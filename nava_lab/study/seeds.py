@@ -38,6 +38,7 @@ from nava_lab.training.stacked import StackedData, StackedModule, stacked, unsta
 Tell = Callable[[str], None]
 SEEDS, TOGETHER = "seeds", "seeds_together"
 CLIPS_AT_ONCE = 128  # on a CPU
+EARLY = 0.1  # of a run's steps
 WORTH_STACKING = 4  # seeds; of fewer a call for each costs as little
 
 
@@ -202,9 +203,9 @@ def _tried(run: Seed, work: Callable[[], Any]) -> dict[int, Exception]:
 def groups(runs: Sequence[Seed], tell: Tell) -> list[tuple[dict[int, Path], list[Seed]]]:
     """Runs that can be trained together, with the checkpoints of one step that they start from; none for the start.
 
-    A run that was killed while a checkpoint of all was written goes back to the last one that all have.
+    A run that was killed while a checkpoint of all was written goes back to the last one that all have, if need be to the start.
     """
-    found = {run.seed: _readable(run.checkpoints, tell) for run in runs}
+    found = {run.seed: _starts(run, tell) for run in runs}
     left, made = list(runs), []
     while left:
         steps = [step for run in left for step in found[run.seed]]
@@ -215,17 +216,18 @@ def groups(runs: Sequence[Seed], tell: Tell) -> list[tuple[dict[int, Path], list
     return made
 
 
-def _readable(folder: Path, tell: Tell) -> dict[int, Path | None]:
-    """A run's checkpoints by step; step 0, without one, for a run that has none."""
+def _starts(run: Seed, tell: Tell) -> dict[int, Path | None]:
+    """A run's checkpoints by step; and step 0, without one, for a run that has none, or one from so early that little is lost."""
     made: dict[int, Path | None] = {}
-    for path in numbered(folder):
+    for path in numbered(run.checkpoints):
         try:
             check_file(path)
         except Exception as error:  # whatever a torn file raises, the older one may still serve
             tell(f"{path} cannot be read ({type(error).__name__}); trying an older one")
             continue
         made[int(path.stem)] = path
-    return made or {0: None}
+    early = all(step <= EARLY * run.config.training.steps for step in made)
+    return {**made, 0: None} if len(made) < 2 and early else made
 
 
 def _train(

@@ -152,6 +152,9 @@ def test_seeds_that_were_begun_alone_are_joined_at_their_step(tmp_path):
     (start, group), (nothing, rest) = study_seeds.groups([fresh, *runs], silent)
     assert ({seed: path.name for seed, path in start.items()}, group) == (dict.fromkeys(SEEDS, "0000003.ckpt"), runs)
     assert (nothing, rest) == ({}, [fresh])
+    longer = load(["training.steps=40"]).training  # of which a kill in the midst of the first checkpoint takes little
+    early = [study_seeds.replace(run, config=study_seeds.replace(run.config, training=longer)) for run in [*runs, fresh]]
+    assert study_seeds.groups(early, silent) == [({}, early)]
 
 
 class Break(pl.Callback):

@@ -234,6 +234,8 @@ def register() -> None:
         "logger": OmegaConf.structured(Logger),
         "output": OmegaConf.structured(Output),
         "seed": 0,
+        "seeds": None,
+        "seeds_together": None,
         "difficulty": "medium",
     }
     store.store(name="base", node=base)
@@ -342,7 +344,7 @@ def first_line(text: str) -> str:
 
 def known_keys() -> list[str]:
     """Every key that some choice of groups offers."""
-    keys = ["seed", "difficulty"]
+    keys = ["seed", "seeds", "seeds_together", "difficulty"]
     for group, entries in GROUPS.items():
         for entry in entries.entries.values():
             names = {name for name, _ in entry.fields}
@@ -401,6 +403,10 @@ def typed(composed_config: DictConfig) -> Config:
         del plain["warm_start"]
     if not isinstance(parts["seed"], int) or parts["seed"] < 0:
         raise ConfigError(f"seed={parts['seed']} must be a whole number of at least 0")
+    several = {key: plain.pop(key, None) for key in ("seeds", "seeds_together")}
+    for key, value in several.items():
+        if value is not None:
+            raise ConfigError(f"{key}={value} is for nava train, which makes a run of each seed; here one is meant: seed=0")
     # The fields that it sets are what a run's identity keeps.
     difficulty = plain.pop("difficulty")
     if difficulty != "medium" and not parts["world"].LEVELS:

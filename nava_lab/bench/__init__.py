@@ -6,5 +6,6 @@ BENCHES = {
     "attention": "nava_lab.bench.attention",
     "data": "nava_lab.bench.data",
     "devices": "nava_lab.bench.devices",
+    "seeds": "nava_lab.bench.seeds",
     "sampler": "nava_lab.bench.sampler",
 }

@@ -74,11 +74,17 @@ class Objective:
 
     def counts(self, batch: Batch, draws: Draws) -> dict[str, Float[Tensor, ""]]:
         """How many samples have tokens that count, per modality; left out where nothing is given or padded: all have."""
+        return {
+            name: some.sum().to(batch.streams[name].tokens.dtype) for name, some in self.counted_samples(batch, draws).items()
+        }
+
+    def counted_samples(self, batch: Batch, draws: Draws) -> dict[str, Bool[Tensor, " b"]]:
+        """The samples that have tokens that count, per modality; left out where nothing is given or padded: all have."""
         found = {}
         for name, stream in batch.streams.items():
             counted = self._counted(stream, draws.clean.get(name))
             if counted is not None:
-                found[name] = counted.expand(len(batch), -1).any(-1).sum().to(stream.tokens.dtype)
+                found[name] = counted.expand(len(batch), -1).any(-1)
         return found
 
     def means(self, losses: Mapping[str, Tensor], counts: Mapping[str, Tensor] | None = None) -> dict[str, Float[Tensor, ""]]:

@@ -27,30 +27,52 @@ from nava_lab.training.log import read_log
 from nava_lab.training.loggers import finish_loggers, make_logger
 from nava_lab.training.machine import Devices, check_compiler, prepare_layers
 from nava_lab.training.module import GenerativeModule
+from nava_lab.training.per_seed import Each
 from nava_lab.training.saved import newest_checkpoint, whole
 from nava_lab.training.sharding import full
 
 Tell = Callable[[str], None]
+STACKED_WITH = "stacked_with"
 
 
 class WallTime(pl.Callback):
-    """Seconds of training over all sittings, kept in the checkpoints."""
+    """Seconds of training over all sittings, kept in the checkpoints.
 
-    def __init__(self) -> None:
-        self.before, self.began = 0.0, time.monotonic()
+    Of seeds that are trained together each is counted its share of the time, and who was beside it.
+
+    Args:
+        seeds: who is trained.
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self.seeds, self.began = tuple(seeds), time.monotonic()
+        self.before = [0.0] * len(self.seeds)
+        self.beside: list[list[int]] = [sorted({*self.seeds} - {seed}) for seed in self.seeds]
 
     @property
-    def seconds(self) -> float:
-        return self.before + time.monotonic() - self.began
+    def seconds(self) -> list[float]:
+        """Of each seed."""
+        share = (time.monotonic() - self.began) / len(self.seeds)
+        return [before + share for before in self.before]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.began = time.monotonic()
 
-    def state_dict(self) -> dict[str, float]:
-        return {"seconds": self.seconds}
+    def state_dict(self) -> dict[str, Any]:
+        if len(self.seeds) == 1:
+            return {"seconds": self.seconds[0], "beside": self.beside[0]}
+        return {"seconds": Each(self.seconds), "beside": Each(self.beside)}
 
-    def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        self.before = state_dict["seconds"]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        seconds, beside = state_dict["seconds"], state_dict.get("beside", [])
+        self.before = list(seconds) if isinstance(seconds, Each) else [seconds] * len(self.seeds)
+        before = list(beside) if isinstance(beside, Each) else [beside] * len(self.seeds)
+        self.beside = [sorted({*own, *others}) for own, others in zip(self.beside, before, strict=True)]
+
+    def about(self, number: int, steps: int) -> dict[str, str]:
+        """What is written beside a seed's weights."""
+        found = {"wall_time_s": f"{self.seconds[number]:.3f}", "steps": str(steps)}
+        return found | ({STACKED_WITH: json.dumps(self.beside[number])} if self.beside[number] else {})
 
 
 def train(config: Config, built: Parts, folder: Path, tell: Tell = print, watchers: Sequence[pl.Callback] = ()) -> None:
@@ -67,24 +89,28 @@ def train(config: Config, built: Parts, folder: Path, tell: Tell = print, watche
         check_compiler(machine.accelerator)
     prepare_layers(model, machine.compile, machine.checkpoint_activations)
     module = GenerativeModule(model, built.objective, built.drawing, config.training, config.seed, machine.accumulate, on.sharded)
-    clock = WallTime()
+    clock = WallTime([config.seed])
     check(config.attention.backend, machine.accelerator, gradients=True)
     trainer = trainer_of(config, folder, [clock, *callbacks_of(config, folder), *watchers])
     if newest is not None:
         tell(f"{folder.name}: continuing from {newest.name}")
     if trainer.is_global_zero:
-        _sit_down(folder, config, newest)
+        sit_down(folder, config, newest)
+    fit(trainer, module, WorldData(config.world, config.training, config.seed), newest)
+    weights = {name: full(part) for name, part in module.network.state_dict().items()}  # of shards, all processes must ask
+    if trainer.is_global_zero:
+        save_weights(folder / "model.safetensors", weights, clock.about(0, trainer.global_step))
+
+
+def fit(trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule, start: Path | None) -> None:
+    """Train from a checkpoint, or from the start, to the end."""
     try:
-        trainer.fit(module, WorldData(config.world, config.training, config.seed), ckpt_path=newest, weights_only=True)
+        trainer.fit(module, data, ckpt_path=start, weights_only=True)
     except SystemExit:  # how Lightning ends after Ctrl-C
         raise KeyboardInterrupt from None
     finally:
         if trainer.is_global_zero:
             finish_loggers(trainer.loggers)
-    weights = {name: full(part) for name, part in module.network.state_dict().items()}  # of shards, all processes must ask
-    if trainer.is_global_zero:
-        about = {"wall_time_s": f"{clock.seconds:.3f}", "steps": str(trainer.global_step)}
-        save_weights(folder / "model.safetensors", weights, about)
 
 
 def callbacks_of(config: Config, folder: Path) -> list[pl.Callback]:
@@ -94,8 +120,18 @@ def callbacks_of(config: Config, folder: Path) -> list[pl.Callback]:
     return [MetricsLog(folder / "metrics.jsonl"), *averaging(config.training), *bar, *kept]
 
 
-def trainer_of(config: Config, folder: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
-    """Lightning's trainer for this machine; ConfigError where it has no such one."""
+def trainer_of(
+    config: Config, folder: Path, callbacks: list[pl.Callback], logger: Any = None, plugins: list[Any] | None = None
+) -> pl.Trainer:
+    """Lightning's trainer for this machine; ConfigError where it has no such one.
+
+    Args:
+        config: of the run.
+        folder: of the run.
+        callbacks: what watches it.
+        logger: in place of the config's.
+        plugins: in place of the machine's.
+    """
     machine, training, on = config.trainer, config.training, devices_of(config)
     try:
         return pl.Trainer(
@@ -105,11 +141,11 @@ def trainer_of(config: Config, folder: Path, callbacks: list[pl.Callback]) -> pl
             devices=machine.devices,
             num_nodes=machine.nodes,
             strategy=on.lightning(),
-            plugins=on.plugins(),
+            plugins=on.plugins() if plugins is None else plugins,
             precision=machine.precision,  # type: ignore[arg-type]
             gradient_clip_val=training.clip_norm,
             callbacks=callbacks,
-            logger=make_logger(config.logger.kind, config.logger.project, folder),
+            logger=make_logger(config.logger.kind, config.logger.project, folder) if logger is None else logger,
             val_check_interval=training.every(training.validations) or None,
             check_val_every_n_epoch=None,
             limit_val_batches=None if training.validations and config.world.count("validation") != 0 else 0,
@@ -128,7 +164,7 @@ def trainer_of(config: Config, folder: Path, callbacks: list[pl.Callback]) -> pl
 MACHINES = "machines.jsonl"
 
 
-def _sit_down(folder: Path, config: Config, newest: Path | None) -> None:
+def sit_down(folder: Path, config: Config, newest: Path | None) -> None:
     """Note the machine, unless it is the one that the run was at before."""
     before, now = machines(folder), dict(config.resolved["trainer"])
     if not before or {key: value for key, value in before[-1].items() if key != "from_step"} != now:
@@ -182,6 +218,18 @@ def load_model(
     tell(f"{folder.name} is not finished: using {newest.name} (step {saved['global_step']})")
     seconds = next((state["seconds"] for key, state in saved["callbacks"].items() if key.startswith("WallTime")), 0.0)
     return model.eval(), int(saved["global_step"]), float(seconds)
+
+
+def stacked_with(folder: Path) -> list[int]:
+    """The seeds that a finished training shared steps with; none for a training of its own."""
+    from safetensors import safe_open
+
+    path = folder / "model.safetensors"
+    if not path.exists():
+        return []
+    with safe_open(path, "pt") as file:
+        found: list[int] = json.loads(file.metadata().get(STACKED_WITH, "[]"))
+    return found
 
 
 def weights_of(saved: Mapping[str, Any], averaged: bool = True) -> dict[str, Tensor]:

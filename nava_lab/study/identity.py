@@ -31,7 +31,7 @@ FLOORS = (
         "worlds",
         "flow",
     ),
-    *("training", "evaluation", "study/build.py", "study/fit.py", "study/warm.py", "study/run.py"),
+    *("training", "evaluation", "study/build.py", "study/fit.py", "study/warm.py", "study/run.py", "study/seeds.py"),
 )
 NOT_PART = ("output", "logger")
 MADE_BY = ("code", "variant_code", "torch")  # of an identity: what a run is made by, and must be made by to be gone on with

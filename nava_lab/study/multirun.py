@@ -24,6 +24,7 @@ from nava_lab.study.failures import FAILURES
 from nava_lab.study.fit import devices_of
 from nava_lab.study.identity import run_name
 from nava_lab.study.run import FAILED, prepared, run, state_of
+from nava_lab.study.seeds import SEEDS, TOGETHER, asked, check_stackable, composed_for, configs_of, run_seeds
 from nava_lab.training.quiet import quieten
 
 Tell = Callable[[str], None]
@@ -95,7 +96,11 @@ def multirun(overrides: Sequence[str], tell: Tell, retry_failed: bool = False) -
             "nava train -m starts every job's processes itself (trainer=ddp trainer.devices=N): start it without torchrun, or "
             "have torchrun start one run, without -m"
         )
-    jobs = jobs_of(overrides)
+    plain, seeds, together = asked(overrides)
+    jobs = jobs_of([*plain, f"seed={','.join(map(str, seeds))}"] if seeds else plain)
+    if seeds:
+        for first in _stacked(jobs, 0):
+            check_stackable(load([part for part in first if not part.startswith(f"{SEEDS}=")]))
     states = [state_of(job.folder) for job in jobs]
     left = [job for job, state in zip(jobs, states, strict=True) if state != "finished" and (state != "failed" or retry_failed)]
     done, begun, old = (states.count(name) for name in ("finished", "begun", "failed"))
@@ -105,7 +110,11 @@ def multirun(overrides: Sequence[str], tell: Tell, retry_failed: bool = False) -
     ]
     tell(f"{len(jobs)} runs, all checked" + "".join(f"; {part}" for part in more if part))
     if left:
-        _launch(left, [part for part in overrides if _for_hydra(part)], tell)
+        _launch(
+            _stacked(left, together) if seeds else [job.overrides for job in left],
+            [part for part in overrides if _for_hydra(part)],
+            tell,
+        )
     failed = [f"{job.folder.name}: {reason}" for job in jobs if (reason := _reason(job.folder))]
     if failed:
         raise ConfigError(f"{len(failed)} of {len(jobs)} runs failed: " + "; ".join(failed))
@@ -122,7 +131,17 @@ def _reason(folder: Path) -> str:
     return "ended without a word; the same command continues it"
 
 
-def _launch(jobs: Sequence[Job], for_hydra: list[str], tell: Tell) -> None:
+def _stacked(jobs: Sequence[Job], together: int) -> list[tuple[str, ...]]:
+    """What to launch where seeds are trained together: all seeds of a combination at once."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for job in jobs:
+        rest = tuple(part for part in job.overrides if not part.startswith("seed="))
+        found.setdefault(rest, []).append(next(part for part in job.overrides if part.startswith("seed=")).removeprefix("seed="))
+    how = (f"{TOGETHER}={together}",) if together else ()
+    return [(*rest, f"{SEEDS}=[{','.join(seeds)}]", *how) for rest, seeds in found.items()]
+
+
+def _launch(jobs: Sequence[tuple[str, ...]], for_hydra: list[str], tell: Tell) -> None:
     """Through the launcher that the config names. Hydra's own way to it is its sweeper, which would launch finished runs too."""
     from hydra._internal.callbacks import Callbacks
     from hydra._internal.hydra import Hydra
@@ -138,7 +157,7 @@ def _launch(jobs: Sequence[Job], for_hydra: list[str], tell: Tell) -> None:
         master = hydra.compose_config("train", for_hydra, RunMode.MULTIRUN)
         context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(master))
         launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=job_of, config=master)
-        launcher.launch([list(job.overrides) for job in jobs], initial_job_idx=0)
+        launcher.launch([list(job) for job in jobs], initial_job_idx=0)
     finally:
         GlobalHydra.instance().clear()
 
@@ -149,6 +168,14 @@ def job_of(composed: DictConfig) -> str:
 
     quieten()
     keep_memory()
+    seeds, together = composed_for(composed)
+    if seeds:
+        configs = configs_of(composed, seeds)
+        try:
+            return "\n".join(map(str, run_seeds(configs, _say, together=together)))
+        except FAILURES as error:
+            _say(f"failed: {configs[0].variant.name} seeds {', '.join(map(str, seeds))}: {error}")
+            return ""
     config = typed(composed)
     try:
         if re_executes(config):

@@ -39,7 +39,7 @@ from nava_lab.study import record
 from nava_lab.study.build import Parts, interface, parts
 from nava_lab.study.describe import attention
 from nava_lab.study.failures import FAILURES, chain, explained, is_lost_peer
-from nava_lab.study.fit import devices_of, load_model, machines, train
+from nava_lab.study.fit import devices_of, load_model, machines, stacked_with, train
 from nava_lab.study.identity import MADE_BY, code_fingerprint, git_revision, run_hash, run_name, variant_fingerprint
 from nava_lab.study.warm import check_start
 from nava_lab.training.loggers import check_logger
@@ -102,15 +102,15 @@ def run(config: Config, tell: Tell = print, watchers: Sequence[pl.Callback] = ()
     identity = identify(config)
     folder = begun or Path(config.output.root) / run_name(config.resolved, identity["data"])
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
+    with alone(folder):
         if first:
             if begun is None:
-                _prepare_folder(config, folder, identity, tell)
+                prepare_folder(config, folder, identity, tell)
             wait_for_all()
         if (folder / record.NAME).exists():
             tell(f"{folder.name}: already finished, nothing to do")
             return folder
-        with _failures_written(folder, config):
+        with failures_written(folder, config):
             if not (folder / "model.safetensors").exists():
                 train(config, built, folder, tell, watchers)
             if not leave():
@@ -118,7 +118,8 @@ def run(config: Config, tell: Tell = print, watchers: Sequence[pl.Callback] = ()
     return folder
 
 
-def _prepare_folder(config: Config, folder: Path, identity: dict[str, str], tell: Tell) -> None:
+def prepare_folder(config: Config, folder: Path, identity: dict[str, str], tell: Tell) -> None:
+    """Begin a run's folder, or find it; one that other code has made is put aside."""
     if not _ours(folder, identity, tell):
         folder.mkdir(exist_ok=True)
         (folder / "config.yaml").write_text(yaml.safe_dump(dict(config.resolved), sort_keys=False), encoding="utf-8")
@@ -160,7 +161,7 @@ class RunBusy(ConfigError):
 
 
 @contextmanager
-def _failures_written(folder: Path, config: Config) -> Iterator[None]:
+def failures_written(folder: Path, config: Config) -> Iterator[None]:
     """Leave ``failed.json`` behind where the run fails, and only there; what a user can act on ends in one message."""
     if not getattr(rank_zero_only, "rank", 0):
         (folder / FAILED).unlink(missing_ok=True)
@@ -190,7 +191,7 @@ def state_of(folder: Path) -> str:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """Two processes must not write one run; the processes of one distributed training count as one."""
     if getattr(rank_zero_only, "rank", 0):
         yield
@@ -337,7 +338,7 @@ def _record(
     if any(trained.get(key) != now[key] for key in ("code", "variant_code")):
         tell(f"{folder.name} was trained by other code (revision {trained['revision']}) than scores it now")
     shown, directions = declared(config, result.scores)
-    sat = machines(folder)
+    sat, beside = machines(folder), stacked_with(folder)
     return {
         "schema": record.SCHEMA_VERSION,
         "name": folder.name,
@@ -353,6 +354,7 @@ def _record(
         "samples_seen": steps * config.training.batch_size,
         "wall_time_s": round(seconds, 3),
         **({"machines": sat} if len(sat) > 1 else {}),
+        **({"stacked_with": beside} if beside else {}),
         "attention": attention(config, interface(config)),
         "evaluation": {**scoring_record(config, built), "code": now["code"], "device": device},
         "headline": config.world.headline,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,17 +48,25 @@ class MetricsLog(pl.Callback):
         if step % LOG_EVERY == 0 or step == 1:
             rate = trainer.optimizers[0].param_groups[0]["lr"]
             self._write(trainer, step, "train/", {"lr": rate})
-            for logger in trainer.loggers:
+            for logger in self.loggers(trainer):
                 logger.log_metrics({"lr": rate}, step=step)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking:
             self._write(trainer, trainer.global_step, "validation/", {})
 
+    def loggers(self, trainer: pl.Trainer) -> Sequence[Any]:
+        """Who is told the learning rate."""
+        return trainer.loggers
+
+    def values(self, trainer: pl.Trainer, prefix: str) -> dict[str, float] | None:
+        """The metrics of a line; None for no line."""
+        return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
+
     def _write(self, trainer: pl.Trainer, step: int, prefix: str, more: dict[str, float]) -> None:
-        if not trainer.is_global_zero:
+        values = self.values(trainer, prefix) if trainer.is_global_zero else None
+        if values is None:
             return
-        values = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **more, **values}) + "\n")
 
@@ -154,13 +162,21 @@ class Checkpoints(Checkpoint):
     def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step not in self.moments:
             return
-        if not finite(trainer, pl_module):
-            raise FloatingPointError(f"weights are infinite or not a number at step {trainer.global_step}")
+        self.check(trainer, pl_module)
         trainer.save_checkpoint(self.folder / f"{trainer.global_step:07d}{SUFFIX}", weights_only=False)
-        if trainer.is_global_zero:
-            passed = [path for path in numbered(self.folder) if int(path.stem) <= trainer.global_step]
+        for folder in self.kept_in() if trainer.is_global_zero else ():
+            passed = [path for path in numbered(folder) if int(path.stem) <= trainer.global_step]
             for path in passed[KEPT:]:
                 remove(path)
+
+    def check(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse to save weights that are no numbers."""
+        if not finite(trainer, pl_module):
+            raise FloatingPointError(f"weights are infinite or not a number at step {trainer.global_step}")
+
+    def kept_in(self) -> Sequence[Path]:
+        """The folders that old checkpoints are taken from."""
+        return [self.folder]
 
 
 def finite(trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:

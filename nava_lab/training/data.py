@@ -55,21 +55,26 @@ class WorldData(pl.LightningDataModule):
         self.training_config = training
 
     def train_dataloader(self) -> DataLoader:
+        return DataLoader(self.training_rows(self.seed), batch_size=None)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(self.validation_rows(), batch_size=None)
+
+    def training_rows(self, seed: int) -> Indices:
+        """A seed's clips from the step on that the training has reached."""
         trainer = self.trainer
         assert trainer is not None
         config = self.training_config
         done = trainer.global_step
-        first = first_clip(self.seed) + done * config.batch_size
+        first = first_clip(seed) + done * config.batch_size
         clips = (config.steps - done) * config.batch_size
-        rows = Indices(first, clips, config.batch_size, trainer.global_rank, trainer.world_size)
-        return DataLoader(rows, batch_size=None)
+        return Indices(first, clips, config.batch_size, trainer.global_rank, trainer.world_size)
 
-    def val_dataloader(self) -> DataLoader:
+    def validation_rows(self) -> Indices:
         trainer = self.trainer
         assert trainer is not None
         config = self.training_config
-        rows = Indices(0, config.validation_clips, config.batch_size, trainer.global_rank, trainer.world_size)
-        return DataLoader(rows, batch_size=None)
+        return Indices(0, config.validation_clips, config.batch_size, trainer.global_rank, trainer.world_size)
 
     def on_after_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> Batch:
         trainer = self.trainer

@@ -171,15 +171,19 @@ class GenerativeModule(pl.LightningModule):
         if gradient_clip_val:
             nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
+    def spared(self, name: str, parameter: Tensor) -> bool:
+        """Whether weight decay spares a parameter of the network."""
+        return without_decay(name, parameter)
+
     def configure_optimizers(self) -> Any:
         config = self.training_config
         named = [(name, part) for name, part in self.network.named_parameters() if part.requires_grad]
         groups = [
             {
-                "params": [part for name, part in named if not without_decay(name, part)],
+                "params": [part for name, part in named if not self.spared(name, part)],
                 "weight_decay": config.weight_decay,
             },
-            {"params": [part for name, part in named if without_decay(name, part)], "weight_decay": 0.0},
+            {"params": [part for name, part in named if self.spared(name, part)], "weight_decay": 0.0},
         ]
         # Under fp16 gradients are scaled, and only a plain optimiser has them unscaled before they are clipped.
         fused = self._trainer is None or self._trainer.precision != "16-mixed"

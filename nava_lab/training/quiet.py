@@ -21,6 +21,7 @@ def quieten() -> None:
         ".*Trying to infer.*",
         ".*IProgress not found.*",
         ".*torch.distributed is disabled, unavailable or uninitialized.*",
+        ".*not yet implemented the batching rule for aten::_scaled_dot_product_flash_attention_for_cpu.*",  # nava bench seeds
         ".*FSDP2-wrapped module .* returned a view.*",
     ):
         warnings.filterwarnings("ignore", message=pattern)

@@ -8,6 +8,8 @@ USAGE = """\
                                       [--all] [--repeats=N] [--json]
   nava bench devices [KEY=VALUE ...]  samples per second with further processes
                                       [--processes 1,2] [--strategies ddp,fsdp] [--steps N] [--json]
+  nava bench seeds [KEY=VALUE ...]    several seeds in one training against one after the other
+                                      [--seeds 8] [--together 1,2,8] [--steps N] [--rounds N] [--json]
   nava bench attention                time and error of each backend here    [--lengths N,N] [--widths N,N] [--device D] [--json]
 """
 

@@ -1,0 +1,339 @@
+"""Several seeds of one variant trained in one process, each a run of its own: folder, identity, log, checkpoints, record.
+
+``nava train seeds=8`` makes the runs that eight commands with ``seed=0`` to ``seed=7`` would: finished ones are left alone, and
+what was begun, alone or together, is continued. Seeds that have reached the same step are trained together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from nava_lab.attention.attend import AUTO, check
+from nava_lab.config import Config, ConfigError, device_count, typed
+from nava_lab.rng import stable_seed
+from nava_lab.study import record
+from nava_lab.study.build import Parts, network
+from nava_lab.study.failures import FAILURES, RunFailed
+from nava_lab.study.fit import WallTime, devices_of, fit, save_weights, sit_down, train, trainer_of
+from nava_lab.study.identity import run_name
+from nava_lab.study.run import alone, failures_written, identify, prepare_folder, prepared, score, scoring_record
+from nava_lab.study.warm import start_warm
+from nava_lab.training.averaging import averaging
+from nava_lab.training.callbacks import Progress
+from nava_lab.training.loggers import make_logger
+from nava_lab.training.machine import prepare_layers
+from nava_lab.training.per_seed import SeedCheckpoints, SeedFiles, SeedLog, SeedLogger
+from nava_lab.training.saved import Files, numbered
+from nava_lab.training.saved import check as check_file
+from nava_lab.training.stacked import StackedData, StackedModule, stacked, unstacked
+
+Tell = Callable[[str], None]
+SEEDS, TOGETHER = "seeds", "seeds_together"
+CLIPS_AT_ONCE = 128  # on a CPU
+EARLY = 0.1  # of a run's steps
+WORTH_STACKING = 4  # seeds; of fewer a call for each costs as little
+
+
+def seeds_of(value: Any) -> tuple[int, ...]:
+    """Which seeds ``seeds=VALUE`` means: of a number as many, from 0 on; of a list those."""
+    listed = str(value).strip("[] ").split(",") if isinstance(value, str) else value
+    if isinstance(listed, list) and len(listed) == 1 and not str(value).lstrip().startswith("["):
+        listed = listed[0]
+    try:
+        found = tuple(range(int(listed))) if isinstance(listed, int | str) else tuple(int(part) for part in listed)
+    except (TypeError, ValueError):
+        found = ()
+    if not found or len(set(found)) < len(found) or min(found) < 0:
+        raise ConfigError(f"{SEEDS}={value} must be a number of seeds (8: seeds 0 to 7) or different ones (0,1,5)")
+    return found
+
+
+def asked(overrides: Iterable[str]) -> tuple[list[str], tuple[int, ...], int]:
+    """Overrides without ``seeds`` and ``seeds_together``, and those: no seeds, and 0, where they are not given."""
+    rest: list[str] = []
+    seeds: tuple[int, ...] = ()
+    together = 0
+    for part in overrides:
+        key, _, value = part.partition("=")
+        if key == SEEDS:
+            seeds = seeds_of(value)
+        elif key == TOGETHER:
+            if not value.isdigit() or int(value) < 1:
+                raise ConfigError(f"{part} must be a number of seeds that are computed at once, at least 1")
+            together = int(value)
+        else:
+            rest.append(part)
+    if together and not seeds:
+        raise ConfigError(f"{TOGETHER}={together} says how {SEEDS}=... are computed, and there are none")
+    if seeds and any(part.startswith("seed=") for part in rest):
+        raise ConfigError(f"seed=... and {SEEDS}=... say the same: leave one out")
+    return rest, seeds, together
+
+
+def configs_of(composed: DictConfig, seeds: Sequence[int]) -> list[Config]:
+    """The config of each seed's run; they share their world."""
+    made: list[Config] = []
+    for seed in seeds:
+        own = composed.copy()
+        own.seed, own[SEEDS], own[TOGETHER] = seed, None, None
+        config = typed(own)
+        if made and {**config.resolved, "seed": 0} != {**made[0].resolved, "seed": 0}:
+            raise ConfigError(f"{SEEDS}=...: some other setting depends on the seed, and seeds that are stacked share all others")
+        made.append(replace(config, world=made[0].world) if made else config)
+    return made
+
+
+def at_once(config: Config, seeds: int, wanted: int = 0) -> int:
+    """How many seeds are computed in one call.
+
+    On a GPU all; on a CPU as many as have ``CLIPS_AT_ONCE`` clips: what is larger leaves the caches and gains nothing
+    (``nava bench seeds``).
+    """
+    if config.trainer.accelerator == "cuda":
+        return min(wanted or seeds, seeds)
+    fit_in = CLIPS_AT_ONCE // config.training.batch_size
+    return min(wanted or (fit_in if fit_in >= WORTH_STACKING else 1), seeds)
+
+
+def check_stackable(config: Config) -> None:
+    """Refuse what couples seeds, or needs more than one process."""
+    machine = config.trainer
+    where = "; without it, -m seed=0,1,2 trains one after the other"
+    if device_count(machine) > 1 or machine.strategy != "auto":
+        raise ConfigError(f"{SEEDS}=...: seeds are stacked on one device: set trainer.devices=1 trainer.strategy=auto{where}")
+    if machine.precision == "16-mixed":
+        raise ConfigError(f"{SEEDS}=...: trainer.precision=16-mixed scales one loss for all seeds: set bf16-mixed{where}")
+    if config.logger.kind == "wandb":
+        raise ConfigError(f"{SEEDS}=...: W&B keeps one open run per process: set logger=tensorboard (or csv, mlflow){where}")
+
+
+def set_aside(config: Config, together: int) -> list[str]:
+    """Settings of how a run is computed that stacked seeds do without; numbers agree to rounding."""
+    machine, attention = config.trainer, config.attention
+    several = together > 1
+    chosen = {
+        "trainer.compile": machine.compile,
+        "trainer.accumulate": machine.accumulate > 1,
+        "trainer.checkpoint_activations": machine.checkpoint_activations and several,
+        "attention.packed": attention.packed and several,
+        f"attention.backend={attention.backend} (sdpa)": several and attention.backend not in (AUTO, "sdpa", "reference"),
+    }
+    return [name for name, wanted in chosen.items() if wanted]
+
+
+@dataclass(frozen=True)
+class Seed:
+    """One seed's run."""
+
+    config: Config
+    folder: Path
+
+    @property
+    def seed(self) -> int:
+        return self.config.seed
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+
+def run_seeds(
+    configs: Sequence[Config], tell: Tell = print, watchers: Sequence[pl.Callback] = (), together: int = 0
+) -> list[Path]:
+    """Train seeds together, then sample and score each; finished runs are left alone, begun ones continued.
+
+    Args:
+        configs: that differ in their seeds (``configs_of``).
+        tell: where is said what happens.
+        watchers: they see the trainings.
+        together: how many seeds are computed in one call; 0 for what suits the device.
+
+    Raises:
+        RunFailed: some seeds have failed; the others are finished.
+    """
+    first = configs[0]
+    check_stackable(first)
+    together = at_once(first, len(configs), together)
+    built = prepared(first)
+    for line in scoring_record(first, built).get("unlike_training", ()):
+        tell(f"warning: {line}")
+    runs: list[Seed] = []
+    failed: dict[int, Exception] = {}
+    with ExitStack() as stack:
+        for config in configs:
+            identity = identify(config)
+            folder = Path(config.output.root) / run_name(config.resolved, identity["data"])
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(alone(folder))
+            prepare_folder(config, folder, identity, tell)
+            runs.append(Seed(config, folder))
+        left = [run for run in runs if not (run.folder / record.NAME).exists()]
+        if len(left) < len(runs):
+            tell(f"{len(runs) - len(left)} of {len(runs)} seeds already finished")
+        untrained = [run for run in left if not (run.folder / "model.safetensors").exists()]
+        for start, group in groups(untrained, tell):
+            failed |= _train(group, built, start, tell, watchers, together)
+        for run in left:
+            if run.seed not in failed:
+                failed |= _tried(run, lambda run=run: score(run.config, run.folder, tell, built))  # type: ignore[misc]
+    if failed:
+        told = "; ".join(map(str, failed.values()))
+        raise RunFailed(f"{len(failed)} of {len(runs)} seeds failed: {told}", type(next(iter(failed.values()))).__name__)
+    return [run.folder for run in runs]
+
+
+def _tried(run: Seed, work: Callable[[], Any]) -> dict[int, Exception]:
+    """What came of one seed's work: nothing, or how it failed, which stops no other seed."""
+    try:
+        with failures_written(run.folder, run.config):
+            work()
+    except FAILURES as error:
+        return {run.seed: error}
+    return {}
+
+
+def groups(runs: Sequence[Seed], tell: Tell) -> list[tuple[dict[int, Path], list[Seed]]]:
+    """Runs that can be trained together, with the checkpoints of one step that they start from; none for the start.
+
+    A run that was killed while a checkpoint of all was written goes back to the last one that all have, if need be to the start.
+    """
+    found = {run.seed: _starts(run, tell) for run in runs}
+    left, made = list(runs), []
+    while left:
+        steps = [step for run in left for step in found[run.seed]]
+        step = max(dict.fromkeys(steps), key=lambda step: (steps.count(step), step))
+        group = [run for run in left if step in found[run.seed]]
+        made.append(({run.seed: path for run in group if (path := found[run.seed][step]) is not None}, group))
+        left = [run for run in left if run not in group]
+    return made
+
+
+def _starts(run: Seed, tell: Tell) -> dict[int, Path | None]:
+    """A run's checkpoints by step; and step 0, without one, for a run that has none, or one from so early that little is lost."""
+    made: dict[int, Path | None] = {}
+    for path in numbered(run.checkpoints):
+        try:
+            check_file(path)
+        except Exception as error:  # whatever a torn file raises, the older one may still serve
+            tell(f"{path} cannot be read ({type(error).__name__}); trying an older one")
+            continue
+        made[int(path.stem)] = path
+    early = all(step <= EARLY * run.config.training.steps for step in made)
+    return {**made, 0: None} if len(made) < 2 and early else made
+
+
+def _train(
+    group: Sequence[Seed],
+    built: Parts,
+    start: Mapping[int, Path],
+    tell: Tell,
+    watchers: Sequence[pl.Callback],
+    together: int,
+) -> dict[int, Exception]:
+    """Train a group to the end; returns the seeds that fell on the way. What stops all of them is raised."""
+    if len(group) == 1:
+        run = group[0]
+        return _tried(run, lambda: train(run.config, built, run.folder, tell, watchers))
+    with ExitStack() as stack:
+        for run in group:
+            stack.enter_context(failures_written(run.folder, run.config))
+        fallen = train_together(group, built, start, tell, watchers, min(together, len(group)))
+    failed: dict[int, Exception] = {}
+    for run in group:
+        if run.seed in fallen:
+            failed |= _tried(run, lambda run=run: _raise(FloatingPointError(fallen[run.seed])))  # type: ignore[misc]
+    return failed
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def train_together(
+    group: Sequence[Seed],
+    built: Parts,
+    start: Mapping[int, Path],
+    tell: Tell,
+    watchers: Sequence[pl.Callback],
+    together: int,
+) -> dict[int, str]:
+    """Train several seeds from checkpoints of one step, or from the start, and save each one's averaged weights.
+
+    Returns:
+        The seeds that have fallen on the way, and why.
+    """
+    config, seeds, lead = group[0].config, [run.seed for run in group], group[0].folder
+    module = stacked_module(config, seeds, built, together, None if start else tell)
+    folders = {run.seed: run.checkpoints for run in group}
+    files = SeedFiles(folders, module.fallen, [start[seed] for seed in seeds if seed in start])
+    plugins = [part for part in devices_of(config).plugins() if not isinstance(part, Files)]
+    loggers = [make_logger(config.logger.kind, config.logger.project, run.folder) for run in group]
+    told = [SeedLogger(logger, seed) if logger else None for logger, seed in zip(loggers, seeds, strict=True)]
+    clock = WallTime(seeds)
+    logs = [SeedLog(run.folder / "metrics.jsonl", run.seed, one) for run, one in zip(group, told, strict=True)]
+    callbacks: list[pl.Callback] = [clock, *logs, *averaging(config.training), *watchers]
+    if config.output.progress:
+        callbacks.append(Progress(config.training.steps, f"{config.variant.name} s{','.join(map(str, seeds))}"))
+    if config.training.checkpoints:
+        callbacks.append(SeedCheckpoints(folders, config.training))
+    trainer = trainer_of(config, lead, callbacks, [one for one in told if one is not None] or False, [*plugins, files])
+    aside = set_aside(config, together)
+    how = f"{together} at once" if together > 1 else "in turns"
+    tell(f"{len(seeds)} seeds ({', '.join(map(str, seeds))}) in one training, {how}" + _without(aside))
+    newest = start.get(seeds[0])
+    for run in group:
+        if run.seed in start:
+            tell(f"{run.folder.name}: continuing from {start[run.seed].name}")
+        sit_down(run.folder, run.config, start.get(run.seed))
+    fit(trainer, module, StackedData(config.world, config.training, seeds), newest)
+    state = {name: part.cpu() for name, part in module.network.state_dict().items()}
+    for number, run in enumerate(group):
+        if run.seed not in module.fallen:
+            weights = unstacked(state, number)
+            save_weights(run.folder / "model.safetensors", weights, clock.about(number, trainer.global_step))
+    return dict(module.fallen)
+
+
+def _without(aside: Sequence[str]) -> str:
+    return f"; set aside, as it changes no number: {', '.join(aside)}" if aside else ""
+
+
+def stacked_module(config: Config, seeds: Sequence[int], built: Parts, together: int, fresh: Tell | None = None) -> StackedModule:
+    """The networks of several seeds, each initialised as its single run's, as one module.
+
+    Args:
+        config: of any of them.
+        seeds: whose.
+        built: the parts of their runs.
+        together: how many are computed in one call.
+        fresh: where is said what becomes of a warm start; None where a checkpoint fills the networks.
+    """
+    networks = []
+    for seed in seeds:
+        torch.manual_seed(stable_seed("init", seed))
+        networks.append(network(config, built.solution))
+        if config.warm_start.path and fresh is not None:
+            start_warm(config, networks[-1], fresh if seed == seeds[0] else lambda line: None)
+    made: Any = stacked(networks)
+    if together > 1:
+        made.packed = False  # lengths of samples are shapes, and those that are stacked share theirs
+        made.backend = "sdpa" if made.backend != "reference" else made.backend
+    prepare_layers(made, False, config.trainer.checkpoint_activations and together == 1)
+    check(made.backend, config.trainer.accelerator, gradients=True)
+    return StackedModule(made, built.objective, built.drawing, config.training, seeds, together)
+
+
+def composed_for(composed: DictConfig) -> tuple[tuple[int, ...], int]:
+    """The seeds that a composed config asks for, none where it does not, and how many at once."""
+    seeds = composed.get(SEEDS)
+    if seeds is None:
+        return (), 0
+    return seeds_of(OmegaConf.to_container(seeds) if OmegaConf.is_config(seeds) else seeds), int(composed.get(TOGETHER) or 0)

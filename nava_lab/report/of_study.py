@@ -111,7 +111,14 @@ def _tuned(result: StudyResult) -> dict[str, Tuned]:
         return {}
     space = {part.key: part.values or (part.low, part.high) for part in tuning.space}
     return {
-        key: Tuned(choice.trials + choice.pruned + choice.failed, choice.failed, space, choice.at_bound, tuning.seeds)
+        key: Tuned(
+            choice.trials + choice.pruned + choice.failed,
+            choice.failed,
+            space,
+            choice.at_bound,
+            tuning.seeds,
+            tuple(sorted({run.code for run in result.runs if run.point == key and run.code})),
+        )
         for key, choice in result.choices.items()
     }
 

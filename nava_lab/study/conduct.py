@@ -99,6 +99,8 @@ def conduct(wish: Wish, tell: Tell) -> StudyResult:
     folder = folder_of(root, study)
     place = wish.storage or str(folder / JOURNAL)
     ledger = Ledger(study, folder, place, wish.lease_s)
+    if apart := ledger.tell_apart():
+        tell(f"{folder}: {apart}, and what they were for is run again")
     if wish.retry_failed:
         tell(f"{ledger.retry_failed()} failed are tried again")
     counts = ledger.write().counts()

@@ -206,6 +206,7 @@ class Tuned:
         space: what was searched, by key.
         at_bound: by key, the end of the space ("low" or "high") at which the choice lies.
         seeds: on which trials were scored.
+        codes: of the code that made its trials and confirmations; more than one where it was changed on the way.
     """
 
     trials: int
@@ -213,6 +214,7 @@ class Tuned:
     space: Mapping[str, Any] = field(default_factory=dict)
     at_bound: Mapping[str, str] = field(default_factory=dict)
     seeds: tuple[int, ...] = ()
+    codes: tuple[str, ...] = ()
 
 
 def unequal_tuning(tuned: Mapping[str, Tuned], test_seeds: Sequence[int] = ()) -> list[str]:
@@ -225,6 +227,8 @@ def unequal_tuning(tuned: Mapping[str, Tuned], test_seeds: Sequence[int] = ()) -
     for name, part in tuned.items():
         if shared := sorted(set(part.seeds) & set(test_seeds)):
             said.append(f"{name} was tuned on test seed{'s' if len(shared) > 1 else ''} {', '.join(map(str, shared))}")
+        if len(part.codes) > 1:
+            said.append(f"{name} was tuned and confirmed by different code ({', '.join(part.codes)})")
     return said
 
 

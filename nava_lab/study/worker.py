@@ -21,7 +21,7 @@ from nava_lab.config import load
 from nava_lab.memory import keep_memory
 from nava_lab.study import record
 from nava_lab.study.claims import Claim
-from nava_lab.study.failures import FAILURES
+from nava_lab.study.failures import in_words
 from nava_lab.study.grammar import override
 from nava_lab.study.identity import run_name
 from nava_lab.study.ledger import RUN, VALUE, Ledger, Task
@@ -82,9 +82,9 @@ class Worker:
                 claim.release()
                 self.ledger.set_aside(task)
                 return
-            except FAILURES as error:
-                claim.fail(f"{type(error).__name__}: {' '.join(str(error).split())}"[:1500])
-                outcome = f"failed: {error}"
+            except Exception as error:  # whatever a part under development raises: its slot has failed, and others go on
+                counted = claim.fail(f"{type(error).__name__}: {' '.join(str(error).split())}"[:1500])
+                outcome = f"failed: {in_words(error)}" if counted else "taken over by another worker"
             except BaseException:
                 claim.release()  # stopped by hand: whoever goes on need not wait for the lease to run out
                 raise

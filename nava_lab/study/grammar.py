@@ -42,6 +42,16 @@ def whole(value: Any, where: str, least: int) -> int:
     return value
 
 
+def seeds_of(value: Any, first: int, where: str) -> tuple[int, ...]:
+    """Seeds that are listed, or so many from ``first`` on."""
+    if isinstance(value, list):
+        seeds = tuple(whole(part, where, least=0) for part in value)
+        if len(set(seeds)) < len(seeds) or not seeds:
+            raise StudyError(f"{where} must list different seeds")
+        return seeds
+    return tuple(range(first, first + whole(value, where, least=1)))
+
+
 def shown(value: Any) -> str:
     """A value as labels name it."""
     if isinstance(value, bool) or value is None:

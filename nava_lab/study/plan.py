@@ -23,7 +23,8 @@ from nava_lab.study.grammar import StudyError
 from nava_lab.study.multirun import re_executes
 from nava_lab.study.results import CONFIRMATION, TUNING
 from nava_lab.study.run import device_of, prepared
-from nava_lab.study.spec import VALIDATION_LOSS, Point, Study
+from nava_lab.study.space import VALIDATION_LOSS
+from nava_lab.study.spec import Point, Study
 from nava_lab.study.tuning import slots_of
 
 START_S = 3.0  # of a run, besides steps and samples: building, bootstrapping scores, writing

@@ -14,7 +14,8 @@ from nava_lab.rng import stable_seed
 from nava_lab.study.claims import Slot
 from nava_lab.study.grammar import StudyError
 from nava_lab.study.results import Choice
-from nava_lab.study.spec import VALIDATION_LOSS, Dimension, Point, Study, Tuning
+from nava_lab.study.space import VALIDATION_LOSS, Dimension, Tuning
+from nava_lab.study.spec import Point, Study
 
 
 def higher_is_better(score: str) -> bool:

@@ -28,7 +28,7 @@ from nava_lab.study.ledger import RUN, VALUE, Ledger, Task
 from nava_lab.study.multirun import in_own_process, re_executes
 from nava_lab.study.results import CONFIRMATION, TUNING, load_study
 from nava_lab.study.run import RunBusy, run
-from nava_lab.study.spec import VALIDATION_LOSS
+from nava_lab.study.space import VALIDATION_LOSS
 from nava_lab.study.tuning import higher_is_better, suggest
 from nava_lab.training.callbacks import EndedEarly, Watch
 from nava_lab.training.log import read_log

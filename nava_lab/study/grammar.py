@@ -28,8 +28,12 @@ def checked_keys(fields: Mapping[str, Any], known: Sequence[str], where: str) ->
             raise StudyError(f"{where}: there is no field {key}; {nearest(str(key), list(known))}")
 
 
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def number(value: Any, where: str, above: float | None = None) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not is_number(value):
         raise StudyError(f"{where} must be a number, not {value!r}")
     if above is not None and not value > above:
         raise StudyError(f"{where}={value} must be above {above:g}")

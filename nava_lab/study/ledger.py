@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import torch
 from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 
@@ -69,12 +70,12 @@ class Ledger:
         self._codes: dict[str, str] = {}
 
     def code(self, point: Point) -> str:
-        """What code makes a point's runs: the package's fingerprint, and those of its variants."""
+        """What makes a point's runs: the package's code, its variants' code, and PyTorch (``identity.MADE_BY``)."""
         if point.key not in self._codes:
             tuned = [part.values for part in self.study.tuning.space if part.key == "variant"] if self.study.tuning else []
             named = {**self.study.fixed, **point.settings}.get("variant")
             names = [named] if named else [*tuned[0]] if tuned else [load(self.study.overrides(point, 0)).variant.name]
-            self._codes[point.key] = "-".join([code_fingerprint(), *map(variant_fingerprint, names)])
+            self._codes[point.key] = "-".join([code_fingerprint(), *map(variant_fingerprint, names), torch.__version__])
         return self._codes[point.key]
 
     def _mark(self, point: Point) -> str:

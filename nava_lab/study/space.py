@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from nava_lab.registry import nearest
-from nava_lab.study.grammar import StudyError, as_mapping, checked_keys, number, seeds_of, whole
+from nava_lab.study.grammar import StudyError, as_mapping, checked_keys, is_number, number, seeds_of, whole
 
 TUNING_SEEDS = 10_000  # the first seed of tuning runs; confirmation counts from 0, so no seed is used for both
 SAMPLERS = ("grid", "tpe", "random", "nsga2")
 PRUNERS = ("none", "median", "halving")
 VALIDATION_LOSS = "validation/loss"
+LOSSES = (VALIDATION_LOSS, "loss")  # what a pruner, which sees validation losses, may speak for
 TUNING_FIELDS = ("space", "trials", "seeds", "metric", "sampler", "pruner", "front")
 
 
@@ -49,10 +51,29 @@ class Dimension:
             values = [self.low + (self.high - self.low) * share for share in shares]
         return tuple(dict.fromkeys(round(value) for value in values)) if self.whole else tuple(values)
 
+    @property
+    def count(self) -> float:
+        """How many values there are; infinite for a range of numbers that are not whole."""
+        return len(self.values) if self.values else round(self.high) - round(self.low) + 1 if self.whole else math.inf
+
+    def ends(self) -> tuple[Any, ...]:
+        """Its extremes; every value of a list that has no order."""
+        if not self.values:
+            return (round(self.low), round(self.high)) if self.whole else (self.low, self.high)
+        return (min(self.values), max(self.values)) if all(map(is_number, self.values)) else self.values
+
+    def at_random(self, rng: random.Random) -> Any:
+        if self.values:
+            return rng.choice(self.values)
+        if self.log:
+            drawn = self.low * (self.high / self.low) ** rng.random()
+            return min(max(round(drawn), round(self.low)), round(self.high)) if self.whole else drawn
+        return rng.randint(round(self.low), round(self.high)) if self.whole else rng.uniform(self.low, self.high)
+
     def bound(self, value: Any) -> str:
         """ "low" or "high" where the value lies at (or within 2 % of) an end of an ordered dimension, else empty."""
         ordered = self.values or (self.low, self.high)
-        if len(ordered) < 2 or not all(isinstance(part, int | float) and not isinstance(part, bool) for part in ordered):
+        if len(ordered) < 2 or not all(map(is_number, ordered)):
             return ""
         low, high, at = min(ordered), max(ordered), float(value)
         if self.values:
@@ -71,7 +92,8 @@ class Tuning:
         seeds: seeds per trial; a trial's value is their mean. None of them is a confirmation seed.
         metric: what is optimised on the validation split: a score, or "validation/loss". Empty for the study's metric.
         sampler: grid, tpe, random; or nsga2, which minds ``metric`` and training FLOPs per sample at once.
-        pruner: what ends bad trials early by the validation loss on the way: none, median or halving.
+        pruner: what ends bad trials early by the validation loss on the way: none, median or halving; for a tuning by the loss
+            alone. Which trials it ends depends on which others have ended before, and so on the number of workers.
         front: nsga2 only: how many points of the Pareto front are confirmed.
     """
 
@@ -103,6 +125,12 @@ def tuning_of(value: Any, where: str, metric: str) -> Tuning:
             raise StudyError(f"{where}.{key}={name}: {nearest(str(name), list(known))}")
     if sampler == "nsga2" and pruner != "none":
         raise StudyError(f"{where}: a trial with two objectives cannot be pruned; set pruner: none")
+    tuned_by = str(fields.get("metric") or metric)
+    if pruner != "none" and tuned_by not in LOSSES:
+        raise StudyError(
+            f"{where}: pruner {pruner} ends trials by the validation loss, and they are judged by {tuned_by}, which ranks them "
+            f"otherwise: set pruner: none, or metric: {VALIDATION_LOSS}"
+        )
     trials = fields.get("trials", 8)
     if sampler == "grid":
         ranges = [part.key for part in space if not part.values and part.steps < 2]
@@ -114,11 +142,14 @@ def tuning_of(value: Any, where: str, metric: str) -> Tuning:
                 f"{where}.trials={trials}: the grid has {cells} cells; leave trials out, or give tuning.sampler=tpe with it"
             )
         trials = cells
+    cells = math.prod(part.count for part in space)
+    if whole(trials, f"{where}.trials", least=1) > cells:
+        raise StudyError(f"{where}.trials={trials}: the space has {cells} points, and none is tried twice; give at most {cells}")
     return Tuning(
         space,
-        whole(trials, f"{where}.trials", least=1),
+        trials,
         seeds_of(fields.get("seeds", 1), TUNING_SEEDS, f"{where}.seeds"),
-        str(fields.get("metric") or metric),
+        tuned_by,
         sampler,
         pruner,
         whole(fields.get("front", 4), f"{where}.front", least=1),

@@ -36,6 +36,7 @@ from nava_lab.training.quiet import quieten
 
 Tell = Callable[[str], None]
 IDLE_S = 2.0
+WARMUP = 0.3  # the share of a run's steps within which no pruner ends it
 
 
 class Worker:
@@ -68,9 +69,7 @@ class Worker:
         name = f"{task.phase} {task.point.key}" + (f" {claim.slot}" if task.phase == TUNING else f" seed {task.seeds[0]}")
         with claim:
             try:
-                tuned = (
-                    suggest(claim.trial, self.study.tuning.space) if task.phase == TUNING and self.study.tuning else task.tuned
-                )
+                tuned = suggest(claim, self.study.tuning.space) if task.phase == TUNING and self.study.tuning else task.tuned
                 values = [self._value(task, number, dict(tuned)) for number in range(len(task.seeds))]
                 outcome = self._finish(claim, values)
             except EndedEarly:
@@ -128,15 +127,16 @@ class Worker:
         return [override(key, value) for key, value in settings.items()]
 
     def _judge(self, task: Task, number: int, steps: int) -> Callable[[int, float], bool]:
-        """Report validations to the trial and ask its pruner."""
+        """Report validations to the trial and ask its pruner, once the learning rate's warm-up and the first steps are past."""
         tuning = self.study.tuning
         if task.phase == CONFIRMATION or tuning is None or tuning.two_objectives:
             return lambda step, loss: False
+        first = WARMUP * steps
         sign = -1.0 if higher_is_better(tuning.metric) else 1.0  # a pruner knows one direction, the trial's own
 
         def judge(step: int, loss: float) -> bool:
             task.claim.trial.report(sign * loss, number * steps + step)
-            return task.claim.trial.should_prune()
+            return step >= first and task.claim.trial.should_prune()
 
         return judge
 

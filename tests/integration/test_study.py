@@ -91,7 +91,8 @@ def trained(folder):
 
 def test_a_study_whose_workers_and_command_are_killed_ends_whole(tmp_path, monkeypatch, capsys):
     """Killed: first one worker of two in the middle of a training, then everything at once."""
-    write(tmp_path, steps=40, seeds=1)
+    file = write(tmp_path, steps=40, seeds=1, tuning="sampler: tpe\n  trials: 2")
+    file.write_text(file.read_text().replace("{low: 1e-3, high: 1e-2, log: true, steps: 2}", "[1e-3, 1e-2]"))
     process = start(tmp_path, "--workers", 2)
     wait_for(lambda: list(tmp_path.glob("runs/*/checkpoints/*.ckpt")), process)
     os.kill(children(process)[0], signal.SIGKILL)
@@ -108,7 +109,7 @@ def test_a_study_whose_workers_and_command_are_killed_ends_whole(tmp_path, monke
     result = only_study(tmp_path)
     assert result.counts() == {"finished": 6, "failed": 0, "running": 0, "pruned": 0, "missing": 0}
     assert result.complete
-    assert len({run.folder for run in result.runs}) == 6
+    assert len({run.folder for run in result.runs}) == 6  # TPE, which would try one of the two values twice
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert trained(tmp_path)
     assert "is at the" in told  # two values: the best of them is at an end of the space
@@ -163,12 +164,16 @@ def test_two_objectives_end_in_a_front_that_is_confirmed(tmp_path, monkeypatch, 
     file = write(tmp_path, 4, 1)
     text = file.read_text()
     head, tail = text.split("tuning:")
-    text = head + "tuning:\n  space: {budget.parameters: [40_000, 60_000, 80_000]}\n  sampler: nsga2\n  trials: 5\n  front: 2\n"
+    text = (
+        head
+        + "tuning:\n  space: {budget.parameters: [40_000, 50_000, 60_000, 70_000, 80_000]}\n  sampler: nsga2\n  trials: 5\n  front: 2\n"
+    )
     text = text.replace("vary: {variant.align_fraction: [0, 1]}", "vary: {}")
     file.write_text(text)
     main(["study", str(file)])
     result = only_study(tmp_path)
     assert result.counts("tuning")["finished"] == 5
+    assert len({run.folder for run in result.runs if run.phase == "tuning"}) == 5
     front = result.points
     assert 1 <= len(front) <= 2
     assert all(run.state == "finished" for point in front for run in result.confirmations(point))

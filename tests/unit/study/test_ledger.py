@@ -40,7 +40,7 @@ def finish(ledger, value=0.5):
     if task is None:
         return None
     if task.phase == "tuning":
-        workers.suggest(task.claim.trial, ledger.study.tuning.space)
+        workers.suggest(task.claim, ledger.study.tuning.space)
     for seed in task.seeds:
         task.claim.note(f"{VALUE} {seed}", value)
     task.claim.finish([value])
@@ -86,6 +86,56 @@ def test_a_point_that_was_tuned_and_confirmed_by_different_code_is_not_ranked():
     assert unequal_tuning(tuned) == ["a was tuned and confirmed by different code (c0de-1, c0de-2)"]
 
 
+SPACE = """tuning:
+  space: {variant.align_fraction: [0, 0.5, 1], variant.placement: [early, late, sandwich]}
+  trials: 9
+  sampler: """
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2"])
+def test_every_trial_is_a_point_of_its_own_also_of_a_study_that_was_killed(tmp_path, monkeypatch, sampler):
+    """Nine trials of nine points: the samplers themselves draw four to six different ones."""
+    text = STUDY.replace("variant: [unified, dual_tower]", "variant: [align_then_fuse]").partition("tuning:")[0] + SPACE + sampler
+    (tmp_path / "points.yaml").write_text(text)
+    study = read_study(tmp_path / "points.yaml")
+    tried, given_up = [], []
+    for number in range(12):
+        ledger = ledger_of(study, tmp_path)  # a new process each time: it knows what the storage knows
+        task = ledger.next()
+        if task is None or task.phase != "tuning":
+            break
+        point = workers.suggest(task.claim, study.tuning.space)
+        if number in (3, 7):  # killed in the middle of it
+            ledger.storage.set_trial_user_attr(task.claim._id, WORKER, this_worker().rpartition("|")[0] + "|never")
+            given_up.append((task.claim.slot, point))
+            continue
+        tried.append((task.claim.slot, point))
+        value = float(point["variant.align_fraction"])
+        task.claim.finish([value, 1.0] if sampler == "nsga2" else [value])
+    assert len(tried) == 9
+    assert len({tuple(point.items()) for _, point in tried}) == 9
+    assert all(part in tried for part in given_up)  # the same slot goes on at the same point
+    names = {str(study.overrides(study.points[0], 10_000, point)) for _, point in tried}
+    assert len(names) == 9
+
+
+def test_more_trials_than_points_are_an_error(tmp_path):
+    text = STUDY.partition("tuning:")[0] + SPACE.replace("9", "10") + "tpe"
+    (tmp_path / "points.yaml").write_text(text)
+    with pytest.raises(StudyError, match=r"points.yaml: tuning.trials=10: the space has 9 points, and none is tried twice"):
+        read_study(tmp_path / "points.yaml")
+
+
+def test_no_pruner_ends_a_trial_within_its_warm_up(study, tmp_path):
+    ledger = ledger_of(study, tmp_path)
+    task = ledger.next()
+    asked = []
+    task.claim.trial.should_prune = lambda: asked.append(True) or True
+    judge = Worker(ledger, print)._judge(task, 0, 100)
+    assert [judge(step, 1.0) for step in (10, 29, 30, 100)] == [False, False, True, True]
+    assert len(asked) == 2
+
+
 @pytest.mark.parametrize(
     "error", [TypeError("2 arguments"), KeyError("video"), AssertionError(), IndexError("5"), AttributeError("x")]
 )
@@ -112,13 +162,13 @@ def test_whatever_a_block_raises_fails_its_own_slot_and_the_others_go_on(study, 
 
 
 def test_an_unforeseen_error_leaves_its_traceback_and_an_ended_trial_nothing(tmp_path):
-    with pytest.raises(KeyError), runs._failures_written(tmp_path):
+    with pytest.raises(KeyError), runs._failures_written(tmp_path, None):
         {}["video"]
     left = json.loads((tmp_path / "failed.json").read_text())
     assert (left["error"], left["kind"]) == ("KeyError: 'video'", "KeyError")
     assert "in test_an_unforeseen" in left["traceback"]
-    with pytest.raises(runs.EndedEarly), runs._failures_written(tmp_path):
+    with pytest.raises(runs.EndedEarly), runs._failures_written(tmp_path, None):
         raise runs.EndedEarly
-    with pytest.raises(KeyboardInterrupt), runs._failures_written(tmp_path):
+    with pytest.raises(KeyboardInterrupt), runs._failures_written(tmp_path, None):
         raise KeyboardInterrupt
     assert not (tmp_path / "failed.json").exists()

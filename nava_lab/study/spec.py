@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from nava_lab.registry import nearest
-from nava_lab.study.grammar import StudyError, as_mapping, checked_keys, number, override, seeds_of, shown, whole
+from nava_lab.study.grammar import StudyError, as_mapping, checked_keys, is_number, number, override, seeds_of, shown, whole
 from nava_lab.study.overrides import FIELDS, merged, overridden, reserved
 from nava_lab.study.space import Tuning, tuning_of
 
@@ -60,11 +60,19 @@ class Point:
 
 @dataclass(frozen=True)
 class Contrast:
-    """A declared comparison under one budget: whether ``first`` is better than ``second`` (both are labels)."""
+    """A declared comparison under one budget: whether ``first`` is better than ``second`` (both are labels).
+
+    Attributes:
+        along: an axis of numbers; the question is then whether first's lead over second changes along it, and the labels
+            leave it out. Empty for a comparison of two points.
+        steps: along it: the axis' value, and the labels of first's and second's points there.
+    """
 
     first: str
     second: str
     budget: str = ""
+    along: str = ""
+    steps: tuple[tuple[float, str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -289,7 +297,7 @@ def _levels(axis: str, levels: Any, where: str) -> list[Level]:
 def _contrasts(value: Any, points: Sequence[Point], gone: Sequence[str], where: str) -> tuple[Contrast, ...]:
     """The declared comparisons; those of levels that are ``gone`` from here are left out with them."""
     fields = as_mapping(value, where)
-    checked_keys(fields, ("against", "pairs"), where)
+    checked_keys(fields, ("against", "pairs", "slopes"), where)
     found: list[Contrast] = []
     known = {point.label for point in points}
     for pair in fields.get("pairs") or []:
@@ -302,19 +310,55 @@ def _contrasts(value: Any, points: Sequence[Point], gone: Sequence[str], where: 
                 raise StudyError(f"{where}.pairs: there is no '{label}'; {nearest(str(label), sorted(known))}")
         found += [Contrast(pair[0], pair[1], budget) for budget in dict.fromkeys(point.budget for point in points)]
     for axis, level in as_mapping(fields.get("against") or {}, f"{where}.against").items():
-        base = shown(level)
-        axes = sorted({name for point in points for name in point.levels})
-        if axis not in axes:
-            raise StudyError(f"{where}.against: {axis} does not vary; {nearest(axis, axes)}")
-        levels = sorted({point.levels[axis] for point in points if axis in point.levels})
-        if base not in levels:
-            raise StudyError(f"{where}.against.{axis}={base}: {nearest(base, levels)}")
+        base = _base(axis, level, points, f"{where}.against")
         by_levels = {(point.budget, tuple(point.levels.items())): point for point in points}
         for point in points:
             if point.levels.get(axis, base) != base:
                 other = by_levels.get((point.budget, tuple({**point.levels, axis: base}.items())))
                 found += [Contrast(point.label, other.label, point.budget)] if other else []
+    for axis, against in as_mapping(fields.get("slopes") or {}, f"{where}.slopes").items():
+        for other, level in as_mapping(against, f"{where}.slopes.{axis}").items():
+            found += _slopes(axis, other, level, points, f"{where}.slopes")
     return tuple(dict.fromkeys(found))
+
+
+def _base(axis: str, level: Any, points: Sequence[Point], where: str) -> str:
+    """The name of a level that must be one of an axis."""
+    axes = sorted({name for point in points for name in point.levels})
+    if axis not in axes:
+        raise StudyError(f"{where}: {axis} does not vary; {nearest(axis, axes)}")
+    base, levels = shown(level), sorted({point.levels[axis] for point in points if axis in point.levels})
+    if base not in levels:
+        raise StudyError(f"{where}.{axis}={base}: {nearest(base, levels)}")
+    return base
+
+
+def _slopes(axis: str, other: str, level: Any, points: Sequence[Point], where: str) -> list[Contrast]:
+    """Along ``axis``, the lead of every level of ``other`` over one of them."""
+    base = _base(other, level, points, f"{where}.{axis}")
+    on = [point for point in points if axis in point.levels and other in point.levels]
+    if not on or axis == other:
+        raise StudyError(f"{where}.{axis}: {axis} and {other} must vary together")
+    if not all(is_number(point.settings.get(axis)) for point in on):
+        raise StudyError(f"{where}.{axis}: a slope is along numbers, and {axis} lists others")
+    lines: dict[tuple[str, str, str], dict[float, str]] = {}  # (budget, level of other, label without the axis) -> value -> label
+    bases: dict[tuple[str, str, str], str] = {}
+    for point in on:
+        first, second = (
+            ", ".join(f"{name.rsplit('.', 1)[-1]}={part}" for name, part in levels.items() if name != axis)
+            for levels in (point.levels, {**point.levels, other: base})
+        )
+        key = (point.budget, point.levels[other], first)
+        lines.setdefault(key, {})[float(point.settings[axis])] = point.label
+        bases[key] = second
+    made = []
+    for (budget, name, first), labels in lines.items():
+        second = bases[budget, name, first]
+        against = lines.get((budget, base, second), {})
+        steps = tuple((value, labels[value], against[value]) for value in sorted(set(labels) & set(against)))
+        if name != base and len(steps) > 1:
+            made.append(Contrast(first, second, budget, axis, steps))
+    return made
 
 
 def _scaling(value: Any, cells: Sequence[Cell], where: str) -> Scaling:

@@ -80,6 +80,9 @@ def test_an_edition_and_overrides_change_what_they_name_alone(file):
         ("[0, 0.5, 1]", "[0, 0]", "lists a value twice"),
         ("[0, 0.5, 1]", "0", "must be a list of values"),
         ("cross_modal_use: 0.02", "cross_modal_use: -1", "must be above 0"),
+        ("against: {variant.align_fraction: 0}", "slopes: {variant.align_fraction: {variant: unified}}", "variant does not vary"),
+        ("against: {variant.align_fraction: 0}", "slopes: {variant.align_fraction: {variant.align_fraction: 0}}", "must vary together"),
+        ("sampler: grid", "sampler: grid\n  pruner: median", "tuning: pruner median ends trials by the validation loss, and they are judged by cross_modal_use"),
         ("sampler: grid", "sampler: nsga2\n  pruner: median", "cannot be pruned"),
         ("editions:\n", "scaling: {axis: variant.depth}\neditions:\n", "scaling.axis=variant.depth does not vary"),
     ],
@@ -173,6 +176,18 @@ def test_named_levels_set_several_keys_and_grids_add_up(file):
     study = read_study(file, overrides=["budgets=flops"])
     assert [point.label for point in study.points] == ["align_fraction=0", "align_fraction=1", "bridge=open", "bridge=shut"]
     assert study.points[2].settings["flow.coupling"] == "independent"
+
+
+def test_a_slope_is_a_lead_along_an_axis_under_each_budget(file):
+    text = GOOD.replace("{variant.align_fraction: [0, 0.5, 1]}", "{world.rho: [0.5, 0.9], variant: [unified, dual_tower]}")
+    file.write_text(text.replace("{against: {variant.align_fraction: 0}}", "{slopes: {world.rho: {variant: dual_tower}}}"))
+    study = read_study(file)
+    steps = tuple((rho, f"rho={rho}, variant=unified", f"rho={rho}, variant=dual_tower") for rho in (0.5, 0.9))
+    expected = [Contrast("variant=unified", "variant=dual_tower", budget, "world.rho", steps) for budget in study.budgets]
+    assert study.contrasts == tuple(expected)
+    file.write_text(file.read_text().replace("slopes: {world.rho: {variant: dual_tower}}", "slopes: {variant: {world.rho: 0.5}}"))
+    with pytest.raises(StudyError, match="a slope is along numbers, and variant lists others"):
+        read_study(file)
 
 
 @pytest.mark.parametrize(

@@ -225,10 +225,14 @@ class Claim:
                     self._gone.set()
                     return
 
+    @property
+    def fixed(self) -> Mapping[str, Any]:
+        """The parameters that the attempt was added with, or fixed at since."""
+        return self.board.study._storage.get_trial(self._id).system_attrs.get(FIXED, {})
+
     def fix(self, parameters: Mapping[str, Any]) -> None:
-        """Let the attempt be at these parameters, whatever its study's sampler would say; those it was added with stay."""
-        known = self.trial.system_attrs.get(FIXED, {})
-        self.board.study._storage.set_trial_system_attr(self._id, FIXED, {**parameters, **known})
+        """Let the attempt be at these parameters, whatever its study's sampler would say."""
+        self.board.study._storage.set_trial_system_attr(self._id, FIXED, dict(parameters))
         self.trial = optuna.Trial(self.board.study, self._id)
 
     def note(self, key: str, value: Any) -> None:

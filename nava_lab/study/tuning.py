@@ -14,7 +14,7 @@ from optuna.study import StudyDirection
 
 from nava_lab.registry import metrics, nearest
 from nava_lab.rng import stable_seed
-from nava_lab.study.claims import FIXED, Claim, Slot
+from nava_lab.study.claims import Claim, Slot
 from nava_lab.study.grammar import StudyError
 from nava_lab.study.results import Choice
 from nava_lab.study.space import VALIDATION_LOSS, Dimension, Tuning
@@ -81,7 +81,7 @@ def suggest(claim: Claim, space: Sequence[Dimension]) -> dict[str, Any]:
     """
     asked = {part.key: _distribution(part) for part in space}
     with FileLock(claim.board.lock):
-        known = claim.trial.system_attrs.get(FIXED, {})
+        known = claim.fixed
         if not set(asked) <= set(known):
             claim.fix(_untried(claim, space, asked, known))
         return {part.key: _suggested(claim.trial, part) for part in space}

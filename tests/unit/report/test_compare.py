@@ -436,8 +436,10 @@ def test_a_lead_that_grows_along_a_setting_is_told_in_words_table_and_file(tmp_p
     assert slope.found.interval.mean == pytest.approx(0.1, abs=0.02)
     assert slope.p == pytest.approx(3 * 2 / 2**8)  # in one family with the others
     assert "variant=unified gains on variant=dual_tower in sync_auc as density rises." in found.summary
-    assert "density rises: +0.1" in found.sentences[2]
-    assert "per 1 of density (8 paired seeds, sign-flip p = 0.023 after Holm over 3 contrasts)" in found.sentences[2]
+    assert (
+        "as density rises: +0.099 [+0.087, +0.111] per 1 of density (8 paired seeds, sign-flip p = 0.023 after Holm over 3 contrasts)"
+        in found.sentences[2]
+    )
     assert {part.outcome for part in plain} == {"ahead"}
     rows = contrasts(found)[1]
     assert rows[2]["name"] == "variant=unified − variant=dual_tower, per 1 of density"

@@ -136,9 +136,7 @@ def test_no_pruner_ends_a_trial_within_its_warm_up(study, tmp_path):
     assert len(asked) == 2
 
 
-@pytest.mark.parametrize(
-    "error", [TypeError("2 arguments"), KeyError("video"), AssertionError(), IndexError("5"), AttributeError("x")]
-)
+@pytest.mark.parametrize("error", [TypeError("2 arguments"), KeyError("video"), AssertionError()])
 def test_whatever_a_block_raises_fails_its_own_slot_and_the_others_go_on(study, tmp_path, monkeypatch, error):
     asked = []
 
@@ -162,13 +160,13 @@ def test_whatever_a_block_raises_fails_its_own_slot_and_the_others_go_on(study, 
 
 
 def test_an_unforeseen_error_leaves_its_traceback_and_an_ended_trial_nothing(tmp_path):
-    with pytest.raises(KeyError), runs._failures_written(tmp_path, None):
+    with pytest.raises(KeyError), runs.failures_written(tmp_path, None):
         {}["video"]
     left = json.loads((tmp_path / "failed.json").read_text())
     assert (left["error"], left["kind"]) == ("KeyError: 'video'", "KeyError")
     assert "in test_an_unforeseen" in left["traceback"]
-    with pytest.raises(runs.EndedEarly), runs._failures_written(tmp_path, None):
+    with pytest.raises(runs.EndedEarly), runs.failures_written(tmp_path, None):
         raise runs.EndedEarly
-    with pytest.raises(KeyboardInterrupt), runs._failures_written(tmp_path, None):
+    with pytest.raises(KeyboardInterrupt), runs.failures_written(tmp_path, None):
         raise KeyboardInterrupt
     assert not (tmp_path / "failed.json").exists()

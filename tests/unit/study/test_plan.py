@@ -4,7 +4,7 @@ import pytest
 
 from nava_lab.cli.commands.study import _costs
 from nava_lab.study.grammar import StudyError
-from nava_lab.study.plan import CORNERS, plan_of, settings_of
+from nava_lab.study.plan import CORNERS, Plan, plan_of, settings_of
 from nava_lab.study.spec import read_study
 
 STUDY = """# Does a plan tell what it will cost?
@@ -55,10 +55,13 @@ def test_the_costliest_run_is_priced_and_the_cheapest_told_beside_it(tmp_path):
 
 def test_a_family_that_no_seed_could_decide_is_told_before_it_is_run(tmp_path):
     levels, space = "[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]", "training.lr: [1e-3, 2e-3]"
-    told = plan_of(study(tmp_path, space, 8, levels), tmp_path, timed=False).warnings
-    assert told == ["7 contrasts over so few seeds leave none of them a chance: after Holm no p can fall below 0.055. "
-                    "Declare fewer, or run 9 seeds."]  # fmt: skip
-    assert plan_of(study(tmp_path, space, 9, "[0.1, 0.2]"), tmp_path, timed=False).warnings == []
-    assert plan_of(study(tmp_path, space, 3, "[0.1, 0.2]"), tmp_path, timed=False).warnings == [
-        "3 seeds: exploratory, a verdict takes 8"
+
+    def told(*arguments):
+        return Plan(study(tmp_path, space, *arguments), ()).warnings
+
+    assert told(8, levels) == [
+        "7 contrasts over so few seeds leave none of them a chance: after Holm no p can fall below 0.055. "
+        "Declare fewer, or run 9 seeds."
     ]
+    assert told(9, levels) == told(8, "[0.1, 0.2]") == []
+    assert told(3, "[0.1, 0.2]") == ["3 seeds: exploratory, a verdict takes 8"]

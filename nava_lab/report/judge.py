@@ -86,7 +86,7 @@ class Judged:
         """The outcome without its numbers."""
         first, second = self.found.first, self.found.second
         margin = self.allowed(score)
-        said = {
+        points = {
             "refused": f"{first} and {second} are not compared",
             "exploratory": f"{first} minus {second} in {score}, exploratory",
             "ahead": f"{first} is ahead of {second} in {score}",
@@ -103,7 +103,7 @@ class Judged:
             "behind": f"{first} falls back against {second} in {score} as {self.along} rises",
             "open": f"whether {first} gains on {second} in {score} or falls back as {self.along} rises cannot be told",
         }
-        said = (trend if self.along else said)[self.outcome]
+        said = (trend if self.along else points)[self.outcome]
         also = ""
         if self.slight:
             also = f", and {'' if self.outcome == 'behind' else f'{second} is '}no worse within {margin}"

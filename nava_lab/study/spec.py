@@ -317,8 +317,8 @@ def _contrasts(value: Any, points: Sequence[Point], gone: Sequence[str], where: 
                 other = by_levels.get((point.budget, tuple({**point.levels, axis: base}.items())))
                 found += [Contrast(point.label, other.label, point.budget)] if other else []
     for axis, against in as_mapping(fields.get("slopes") or {}, f"{where}.slopes").items():
-        for other, level in as_mapping(against, f"{where}.slopes.{axis}").items():
-            found += _slopes(axis, other, level, points, f"{where}.slopes")
+        for compared, level in as_mapping(against, f"{where}.slopes.{axis}").items():
+            found += _slopes(axis, compared, level, points, f"{where}.slopes")
     return tuple(dict.fromkeys(found))
 
 

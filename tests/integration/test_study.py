@@ -136,14 +136,14 @@ def test_two_commands_share_one_study_on_postgresql(tmp_path):
 def test_failures_are_counted_pruned_trials_told_and_retried_on_request(tmp_path, monkeypatch, capsys):
     """In this process: a learning rate that breaks the training, and a pruner that ends what is worse than the others."""
     monkeypatch.chdir(tmp_path)
-    file = write(tmp_path, 4, 1, "sampler: random\n  trials: 6\n  pruner: median\n  metric: validation/loss")
-    broken = file.read_text().replace("high: 1e-2", "high: 1e+3").replace("vary: {variant.align_fraction: [0, 1]}", "vary: {}")
+    file = write(tmp_path, 4, 1, "sampler: random\n  trials: 10\n  pruner: median\n  metric: validation/loss")
+    broken = file.read_text().replace("high: 1e-2", "high: 1e+2").replace("vary: {variant.align_fraction: [0, 1]}", "vary: {}")
     file.write_text(broken.replace("contrasts: {against: {variant.align_fraction: 0}}", ""))
     main(["study", str(file)])
     result = only_study(tmp_path)
     counts = result.counts("tuning")
     assert counts["pruned"] > 0
-    assert counts["pruned"] + counts["failed"] + counts["finished"] == 6
+    assert counts["pruned"] + counts["failed"] + counts["finished"] == 10
     choice = result.choices["all"]
     assert (choice.trials, choice.pruned, choice.failed) == (counts["finished"], counts["pruned"], counts["failed"])
     best = min(run.value for run in result.runs if run.state == "finished" and run.phase == "tuning")

@@ -290,7 +290,8 @@ def _summary(comparison: Comparison, usable: Sequence[Judged]) -> str:
     score, lines = comparison.headline, []
     for family in comparison.families:
         others = set(by_label(family.runs))
-        own = [part for part in family.contrasts if part.outcome in ("ahead", "behind")]
+        decided = [part for part in family.contrasts if part.outcome in ("ahead", "behind")]
+        own = [part for part in decided if not part.along]
         beaten: dict[str, set[str]] = {}
         for part in own:
             first, second = (part.found.first, part.found.second)[:: 1 if part.outcome == "ahead" else -1]
@@ -306,6 +307,7 @@ def _summary(comparison: Comparison, usable: Sequence[Judged]) -> str:
             lines += [f"{part.claim(score)}." for part in own]
         elif own:
             lines.append(f"{len(own)} of {len(family.contrasts)} contrasts in {score} are decided{under}.")
+        lines += [f"{part.claim(score)}." for part in decided if part.along]
     if lines:
         return " ".join(lines)
     if len(usable) == 1:

@@ -40,6 +40,7 @@ def contrasts_frame(comparison: Comparison) -> pd.DataFrame:
                 "budget": part.family,
                 "first": part.found.first,
                 "second": part.found.second,
+                "along": part.along,
                 "score": comparison.headline,
                 "difference": mean,
                 "low": low,
@@ -54,7 +55,7 @@ def contrasts_frame(comparison: Comparison) -> pd.DataFrame:
                 "outcome": part.outcome,
             }
         )
-    columns = ["budget", "first", "second", "score", "difference", "low", "high", "seeds", "p_sign_flip", "p_holm"]
+    columns = ["budget", "first", "second", "along", "score", "difference", "low", "high", "seeds", "p_sign_flip", "p_holm"]
     return pd.DataFrame(rows, columns=[*columns, "margin", "p_no_worse", "p_equal", "declared", "outcome"])
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from nava_lab.study.statistics import ALPHA, SEEDS_FOR_A_VERDICT, Paired, Tost, holm, least_p, paired, tost
+from nava_lab.study.spec import Contrast
+from nava_lab.study.statistics import ALPHA, SEEDS_FOR_A_VERDICT, Paired, Tost, holm, paired, paired_slopes, too_many, tost
 
 MARGIN_MS, MARGIN_POINTS = 5.0, 0.02  # what "no worse" allows where nothing else is declared
 
@@ -31,6 +32,8 @@ class Judged:
         within: the TOST against it, after Holm; positive differences are gains.
         family: the budget it is under.
         among: how many contrasts Holm's correction minded.
+        along: a setting's name, where the differences are their slopes along it; empty for two points.
+        labels: the points that it rests on.
     """
 
     found: Paired
@@ -41,6 +44,13 @@ class Judged:
     within: Tost | None = None
     family: str = ""
     among: int = 1
+    along: str = ""
+    labels: Sequence[str] = ()
+
+    @property
+    def against(self) -> str:
+        """What first is held against, in words."""
+        return self.found.second + (f" along {self.along}" if self.along else "")
 
     @property
     def gain(self) -> float:
@@ -76,7 +86,7 @@ class Judged:
         """The outcome without its numbers."""
         first, second = self.found.first, self.found.second
         margin = self.allowed(score)
-        said = {
+        points = {
             "refused": f"{first} and {second} are not compared",
             "exploratory": f"{first} minus {second} in {score}, exploratory",
             "ahead": f"{first} is ahead of {second} in {score}",
@@ -85,7 +95,15 @@ class Judged:
             "no worse": f"{first} is no worse than {second} in {score}, margin {margin}",
             "no better": f"{second} is no worse than {first} in {score}, margin {margin}",
             "open": f"{first} and {second} cannot be told apart in {score}",
-        }[self.outcome]
+        }
+        trend = {
+            "refused": f"{first} and {second} are not compared along {self.along}",
+            "exploratory": f"{first} minus {second} in {score} along {self.along}, exploratory",
+            "ahead": f"{first} gains on {second} in {score} as {self.along} rises",
+            "behind": f"{first} falls back against {second} in {score} as {self.along} rises",
+            "open": f"whether {first} gains on {second} in {score} or falls back as {self.along} rises cannot be told",
+        }
+        said = (trend if self.along else points)[self.outcome]
         also = ""
         if self.slight:
             also = f", and {'' if self.outcome == 'behind' else f'{second} is '}no worse within {margin}"
@@ -100,6 +118,7 @@ class Judged:
         if n == 1:
             return f"{signed(self.found.interval.mean, digits)} at one seed"
         size = "{} [{}, {}]".format(*(signed(value, digits) for value in self.found.interval))
+        size += f" per 1 of {self.along}" if self.along else ""
         if self.outcome == "exploratory":
             return f"{size} over {n} seeds"
         test = f"{n} paired seeds, sign-flip {p_value(self.p)}" + self._after
@@ -144,8 +163,19 @@ def judge(
             sign = 1 if higher_is_better else -1
             within = Tost(*map(float, tost([sign * part for part in difference.differences], margin)))
         refused = tuple((unequal or {}).get((first, second), ()))
-        found.append(Judged(difference, higher_is_better, refused, difference.p, margin, within, family))
+        found.append(Judged(difference, higher_is_better, refused, difference.p, margin, within, family, labels=(first, second)))
     return found
+
+
+def judge_slope(
+    scores: Mapping[str, Mapping[int, float]], asked: Contrast, higher_is_better: bool, unequal: Sequence[str] = ()
+) -> Judged:
+    """How a lead changes along a setting, not yet corrected; there is no margin for a slope."""
+    steps = [(value, scores.get(first, {}), scores.get(second, {})) for value, first, second in asked.steps]
+    found = paired_slopes(asked.first, asked.second, steps)
+    labels = tuple(label for _, *both in asked.steps for label in both)
+    along = asked.along.rsplit(".", 1)[-1]
+    return Judged(found, higher_is_better, tuple(unequal), found.p, family=asked.budget, along=along, labels=labels)
 
 
 def corrected(contrasts: Sequence[Judged]) -> list[Judged]:
@@ -174,16 +204,7 @@ def all_pairs(labels: Sequence[str]) -> list[Pair]:
 def hopeless(contrasts: Sequence[Judged]) -> str:
     """A sentence where a family holds so many contrasts over so few seeds that none can come out decided."""
     tested, family = [part for part in contrasts if part.found.enough and not part.unequal], len(contrasts)
-    if not tested:
-        return ""
-    least = least_p(max(part.found.n for part in tested)) * family
-    if least <= ALPHA:
-        return ""
-    seeds = next(n for n in range(SEEDS_FOR_A_VERDICT, 64) if least_p(n) * family <= ALPHA)
-    return (
-        f"{family} contrasts over so few seeds leave none of them a chance: after Holm no p can fall below {least:.2f}. "
-        f"Declare fewer, or run {seeds} seeds."
-    )
+    return too_many(family, max(part.found.n for part in tested)) if tested else ""
 
 
 def across_budgets(contrasts: Sequence[Judged], provisional: bool = False) -> list[str]:
@@ -192,7 +213,7 @@ def across_budgets(contrasts: Sequence[Judged], provisional: bool = False) -> li
     pairs: dict[Pair, list[Judged]] = {}
     for part in contrasts:
         if part.outcome not in ("refused", "exploratory"):
-            pairs.setdefault((part.found.first, part.found.second), []).append(part)
+            pairs.setdefault((part.found.first, part.against), []).append(part)
     answers: dict[tuple[str, str, bool], list[str]] = {}
     for (first, second), parts in pairs.items():
         if len(parts) > 1 and any(part.outcome in ("ahead", "behind") for part in parts):
@@ -213,7 +234,7 @@ def at_one_budget(contrasts: Sequence[Judged]) -> list[str]:
     """Claims that are decided under one budget and not judged under another, those with one side and one reason together."""
     pairs: dict[Pair, list[Judged]] = {}
     for part in contrasts:
-        pairs.setdefault((part.found.first, part.found.second), []).append(part)
+        pairs.setdefault((part.found.first, part.against), []).append(part)
     alone: dict[tuple[str, str, str], list[str]] = {}
     for (first, second), parts in pairs.items():
         decided = [part.family for part in parts if part.outcome in ("ahead", "behind")]

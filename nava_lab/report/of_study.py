@@ -10,7 +10,7 @@ from typing import Any
 from nava_lab.config import from_file
 from nava_lab.report.again import study_commands
 from nava_lab.report.compare import Comparison, Family, concluded, ranked
-from nava_lab.report.judge import Judged, all_pairs, corrected, judge, margin_of
+from nava_lab.report.judge import Judged, all_pairs, corrected, judge, judge_slope, margin_of
 from nava_lab.report.runs import Run, by_label, differences, load_run, scores_by_seed
 from nava_lab.study import record
 from nava_lab.study.grammar import shown
@@ -45,7 +45,7 @@ def compare_study(folder: Path) -> Comparison:
         for family in families
         for part in family.contrasts
         if part.outcome != "refused"
-        for label in (part.found.first, part.found.second)
+        for label in part.labels
     }
     made = Comparison(
         [run for family in families for run in family.runs],
@@ -96,13 +96,23 @@ def _varied(result: StudyResult) -> set[str]:
 def _judged(result: StudyResult, family: Family, varied: set[str]) -> list[Judged]:
     """The declared contrasts of a family, or all pairs where the study declares none; not yet corrected."""
     study, groups = result.study, by_label(family.runs)
-    pairs = [(part.first, part.second) for part in study.contrasts if part.budget == family.name]
+    asked = [part for part in study.contrasts if part.budget == family.name]
+    pairs = [(part.first, part.second) for part in asked if not part.along]
     if not study.contrasts:
         pairs = [] if family.differences else all_pairs(list(groups))
-    unequal = {pair: differences([run for label in pair for run in groups.get(label, {}).values()], varied) for pair in pairs}
+
+    def unlike(*labels: str) -> list[str]:
+        return differences([run for label in labels for run in groups.get(label, {}).values()], varied)
+
+    unequal = {pair: unlike(*pair) for pair in pairs}
     scores = {label: scores_by_seed(group.values(), study.metric) for label, group in groups.items()}
     margin = margin_of(study.metric, result.higher_is_better, study.margins)
-    return judge(scores, pairs, result.higher_is_better, margin, unequal, family.name)
+    slopes = [
+        judge_slope(scores, part, result.higher_is_better, [line for _, *both in part.steps for line in unlike(*both)])
+        for part in asked
+        if part.along
+    ]
+    return [*judge(scores, pairs, result.higher_is_better, margin, unequal, family.name), *slopes]
 
 
 def _tuned(result: StudyResult) -> dict[str, Tuned]:
@@ -111,7 +121,14 @@ def _tuned(result: StudyResult) -> dict[str, Tuned]:
         return {}
     space = {part.key: part.values or (part.low, part.high) for part in tuning.space}
     return {
-        key: Tuned(choice.trials + choice.pruned + choice.failed, choice.failed, space, choice.at_bound, tuning.seeds)
+        key: Tuned(
+            choice.trials + choice.pruned + choice.failed,
+            choice.failed,
+            space,
+            choice.at_bound,
+            tuning.seeds,
+            tuple(sorted({run.code for run in result.runs if run.point == key and run.code})),
+        )
         for key, choice in result.choices.items()
     }
 

@@ -151,8 +151,7 @@ def contrasts(comparison: Comparison) -> tuple[list[Column], list[dict[str, Any]
     if not found:
         return [], [], ""
     several, score = len(comparison.families) > 1, comparison.headline
-    ends = [abs(end) for part in found for end in part.found.interval if end == end]
-    reach = max([*ends, *(part.margin or 0 for part in found)], default=1.0) * 1.08 or 1.0
+    reach = {bool(part.along): _reach([other for other in found if bool(other.along) == bool(part.along)]) for part in found}
     columns = [
         column("contrast"),
         *([column("budget")] if several else []),
@@ -169,7 +168,7 @@ def contrasts(comparison: Comparison) -> tuple[list[Column], list[dict[str, Any]
         tested = part.outcome not in ("refused", "exploratory")
         rows.append(
             {
-                "name": f"{part.found.first} − {part.found.second}",
+                "name": f"{part.found.first} − {part.found.second}" + (f", per 1 of {part.along}" if part.along else ""),
                 "cells": [
                     *([cell(part.family)] if several else []),
                     cell(part.outcome, small=_slightly(part, score), kind=f"outcome {part.outcome.split()[0]}"),
@@ -177,10 +176,16 @@ def contrasts(comparison: Comparison) -> tuple[list[Column], list[dict[str, Any]
                     cell(str(part.found.n), part.found.n),
                     cell(("<0.001" if part.p < 0.001 else f"{part.p:.3f}") if tested else "–", part.p if tested else ""),
                 ],
-                "forest": _forest(part, reach, score),
+                "forest": _forest(part, reach[bool(part.along)], score),
             }
         )
     return columns, rows, _how_to_read(comparison)
+
+
+def _reach(parts: Sequence[Judged]) -> float:
+    """What the forest lines of some contrasts must hold; slopes have a scale of their own."""
+    ends = [abs(end) for part in parts for end in part.found.interval if end == end]
+    return max([*ends, *(part.margin or 0 for part in parts)], default=1.0) * 1.08 or 1.0
 
 
 def _slightly(part: Judged, score: str) -> str:

@@ -28,6 +28,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 SLOT, WORKER, BEAT, ERROR = "slot", "worker", "beat", "error"
+FIXED = "fixed_params"  # what Optuna keeps of a trial that was enqueued with parameters
 BEATS_PER_LEASE = 6
 
 
@@ -124,8 +125,16 @@ class Board:
                 slot = slots.get(name, Slot(name))
                 if slot.state == "open" or (slot.state == "failed" and name in retry):
                     # An attempt that was given up may have sampled its parameters already: the next one keeps them.
-                    known = next((trial.params for trial in reversed(slot.attempts) if trial.params), {})
+                    known = next((part for part in map(_point, reversed(slot.attempts)) if part), {})
                     self.study.enqueue_trial({**known, **fixed}, user_attrs={SLOT: name})
+
+    def tried(self, but: str) -> set[tuple[tuple[str, Any], ...]]:
+        """The points, as sorted parameters, that attempts of all slots ``but`` one are at or were at, or are to be at."""
+        found = set()
+        for trial in self.study.get_trials(deepcopy=False):
+            if trial.user_attrs.get(SLOT, but) != but:
+                found.add(tuple(sorted(_point(trial).items())))
+        return found
 
     def give_up_dead(self) -> None:
         """Give up the attempts of workers that are dead or silent."""
@@ -216,6 +225,16 @@ class Claim:
                     self._gone.set()
                     return
 
+    @property
+    def fixed(self) -> Mapping[str, Any]:
+        """The parameters that the attempt was added with, or fixed at since."""
+        return self.board.study._storage.get_trial(self._id).system_attrs.get(FIXED, {})
+
+    def fix(self, parameters: Mapping[str, Any]) -> None:
+        """Let the attempt be at these parameters, whatever its study's sampler would say."""
+        self.board.study._storage.set_trial_system_attr(self._id, FIXED, dict(parameters))
+        self.trial = optuna.Trial(self.board.study, self._id)
+
     def note(self, key: str, value: Any) -> None:
         self.trial.set_user_attr(key, value)
 
@@ -248,6 +267,11 @@ class Claim:
     def release(self) -> bool:
         """Give the slot back: the next one to see it goes on where this one stopped."""
         return _finish(self.board.study, self._id, TrialState.FAIL)
+
+
+def _point(trial: FrozenTrial) -> dict[str, Any]:
+    """The parameters that an attempt is at, or is to be at."""
+    return {**trial.system_attrs.get(FIXED, {}), **trial.params}
 
 
 def _finish(study: optuna.Study, trial_id: int, state: TrialState) -> bool:

@@ -96,9 +96,13 @@ def conduct(wish: Wish, tell: Tell) -> StudyResult:
     for level in study.left_out:
         tell(f"left out, for this checkout does not have it: {level}")
     plan = plan_of(study, root, timed=False)
+    for line in plan.warnings:
+        tell(line)
     folder = folder_of(root, study)
     place = wish.storage or str(folder / JOURNAL)
     ledger = Ledger(study, folder, place, wish.lease_s)
+    if apart := ledger.tell_apart():
+        tell(f"{folder}: {apart}, and what they were for is run again")
     if wish.retry_failed:
         tell(f"{ledger.retry_failed()} failed are tried again")
     counts = ledger.write().counts()

@@ -12,7 +12,7 @@ from nava_lab.config import Config
 from nava_lab.study import record
 from nava_lab.training.saved import numbered
 
-FAILURES = (ValueError, ArithmeticError, OSError, RuntimeError, MemoryError)  # what a run itself can fail of
+SPEAKING = (ValueError, ArithmeticError, OSError, RuntimeError, MemoryError)  # errors whose message says it all
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -22,6 +22,12 @@ class RunFailed(RuntimeError):
     def __init__(self, message: str, kind: str):
         super().__init__(message)
         self.kind = kind
+
+
+def in_words(error: BaseException) -> str:
+    """An error in one line; what a part under development raises (a KeyError, say) needs its kind to be understood."""
+    text = " ".join(str(error).split())
+    return text if text and isinstance(error, SPEAKING) else f"{type(error).__name__}: {text}".rstrip(": ")
 
 
 def explained(error: BaseException, folder: Path, config: Config) -> RunFailed | None:

@@ -28,8 +28,12 @@ def checked_keys(fields: Mapping[str, Any], known: Sequence[str], where: str) ->
             raise StudyError(f"{where}: there is no field {key}; {nearest(str(key), list(known))}")
 
 
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def number(value: Any, where: str, above: float | None = None) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if not is_number(value):
         raise StudyError(f"{where} must be a number, not {value!r}")
     if above is not None and not value > above:
         raise StudyError(f"{where}={value} must be above {above:g}")
@@ -40,6 +44,16 @@ def whole(value: Any, where: str, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise StudyError(f"{where} must be a whole number of at least {least}, not {value!r}")
     return value
+
+
+def seeds_of(value: Any, first: int, where: str) -> tuple[int, ...]:
+    """Seeds that are listed, or so many from ``first`` on."""
+    if isinstance(value, list):
+        seeds = tuple(whole(part, where, least=0) for part in value)
+        if len(set(seeds)) < len(seeds) or not seeds:
+            raise StudyError(f"{where} must list different seeds")
+        return seeds
+    return tuple(range(first, first + whole(value, where, least=1)))
 
 
 def shown(value: Any) -> str:

@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import torch
 from filelock import FileLock
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
-from nava_lab.study.claims import ERROR, Board, Claim, Slot
+from nava_lab.config import load
+from nava_lab.study.claims import BEAT, BEATS_PER_LEASE, ERROR, SLOT, WORKER, Board, Claim, Slot, is_dead
+from nava_lab.study.grammar import StudyError
+from nava_lab.study.identity import code_fingerprint, variant_fingerprint
 from nava_lab.study.record import write_json
 from nava_lab.study.results import CONFIRMATION, NAME, TUNING, Choice, PlannedRun, StudyResult, as_json, front_point
 from nava_lab.study.spec import Point, Study
@@ -22,6 +26,7 @@ from nava_lab.study.storage import open_storage
 from nava_lab.study.tuning import choose, direction, higher_is_better, sampler_of, slots_of, tuning_study, untunable
 
 RUN, VALUE = "run", "value"  # of an attempt, with the seed: the run's folder, and what came out of it
+CODE = "code"  # of an attempt: what code made it
 BUSY_S = 5.0
 
 
@@ -45,6 +50,9 @@ def folder_of(root: Path, study: Study) -> Path:
 class Ledger:
     """A study's slots in their storage.
 
+    What other code made is told apart by its name: a trial's or confirmation's slot carries the code of the package and of
+    its variant, so a changed revision finds its own slots open, and a sampler learns from trials of its own code alone.
+
     Args:
         study: what is to be done.
         folder: the study's folder.
@@ -59,10 +67,24 @@ class Ledger:
         self.storage = open_storage(place)
         self._boards: dict[str, Board] = {}
         self._busy: dict[str, float] = {}
+        self._codes: dict[str, str] = {}
+
+    def code(self, point: Point) -> str:
+        """What makes a point's runs: the package's code, its variants' code, and PyTorch (``identity.MADE_BY``)."""
+        if point.key not in self._codes:
+            tuned = [part.values for part in self.study.tuning.space if part.key == "variant"] if self.study.tuning else []
+            named = {**self.study.fixed, **point.settings}.get("variant")
+            names = [named] if named else [*tuned[0]] if tuned else [load(self.study.overrides(point, 0)).variant.name]
+            self._codes[point.key] = "-".join([code_fingerprint(), *map(variant_fingerprint, names), torch.__version__])
+        return self._codes[point.key]
+
+    def _mark(self, point: Point) -> str:
+        """The end of the names of a point's slots and trials."""
+        return f" @{hashlib.sha256(self.code(point).encode()).hexdigest()[:8]}"
 
     def board(self, point: Point | None) -> Board:
         """The slots of a point's tuning; of all confirmations for None."""
-        key = f"{self.folder.name}/{'confirmation' if point is None else point.key}"
+        key = f"{self.folder.name}/{CONFIRMATION if point is None else point.key + self._mark(point)}"
         if key not in self._boards:
             if point is None:
                 made = optuna.create_study(
@@ -108,8 +130,7 @@ class Ledger:
         slots = board.slots()
         for seed in self.study.seeds:
             for point, tuned in pairs:
-                name = _confirmation(point, seed, tuned)
-                claim = self._claim(board, slots, name, {})
+                claim = self._claim(board, slots, self._confirmation(point, seed, tuned), {}, point)
                 if claim is not None:
                     return Task(claim, point, CONFIRMATION, (seed,), tuned)
         return None
@@ -122,20 +143,23 @@ class Ledger:
             for point in self.study.points:
                 board = self.board(point)
                 board.study.sampler = sampler_of(
-                    tuning, board.study.study_name, name, len(board.study.get_trials(deepcopy=False))
+                    tuning, self.folder.name, point.key, name, len(board.study.get_trials(deepcopy=False))
                 )
-                claim = self._claim(board, tunings[point.key], name, fixed)
+                claim = self._claim(board, tunings[point.key], name, fixed, point)
                 if claim is not None:
                     yield Task(claim, point, TUNING, tuning.seeds, {})
 
-    def _claim(self, board: Board, slots: Mapping[str, Slot], name: str, fixed: Mapping[str, Any]) -> Claim | None:
+    def _claim(self, board: Board, slots: Mapping[str, Slot], name: str, fixed: Mapping[str, Any], point: Point) -> Claim | None:
         state = slots[name].state if name in slots else "open"
         key = f"{board.study.study_name}/{name}"
         if state not in ("open", "waiting") or self._busy.get(key, 0.0) > time.monotonic():
             return None
         if state == "open":
             board.add({name: fixed})
-        return board.claim([name])
+        claim = board.claim([name])
+        if claim is not None:
+            claim.note(CODE, self.code(point))
+        return claim
 
     def set_aside(self, task: Task) -> None:
         """Leave a slot alone for a while: somebody outside of the study is at its run."""
@@ -145,10 +169,65 @@ class Ledger:
         """Let what failed be tried again; how many slots that are."""
         count = 0
         for board in self._all_boards():
-            failed = [name for name, slot in board.slots().items() if slot.state == "failed"]
+            slots = board.slots().items()
+            failed = [name for name, slot in slots if slot.state == "failed" and not self._foreign(board, name)]
             board.add({name: {} for name in failed}, retry=failed)
             count += len(failed)
         return count
+
+    def _foreign(self, board: Board, slot: str) -> bool:
+        """Whether a slot is of other code than this; a tuning's board as a whole is of one."""
+        return board is self.board(None) and slot.rpartition(" @")[2] not in self._own_marks()
+
+    def _own_marks(self) -> set[str]:
+        points = list(self.study.points)
+        if self.study.tuning and self.study.tuning.two_objectives:
+            points = [point for point, _ in self.confirmed(self.choices(self.tunings()))]
+        return {self._mark(point).removeprefix(" @") for point in points}
+
+    def foreign(self) -> list[FrozenTrial]:
+        """Attempts that other code made, or makes: nothing of them is used here."""
+        own, prefix = {board.study.study_name for board in self._all_boards()}, f"{self.folder.name}/"
+        others = [name for name in optuna.get_all_study_names(self.storage) if name.startswith(prefix) and name not in own]
+        found = [
+            trial
+            for name in others
+            for trial in optuna.load_study(study_name=name, storage=self.storage).get_trials(deepcopy=False)
+        ]
+        board = self.board(None)
+        return found + [
+            trial
+            for trial in board.study.get_trials(deepcopy=False)
+            if SLOT in trial.user_attrs and self._foreign(board, trial.user_attrs[SLOT])
+        ]
+
+    def tell_apart(self) -> str:
+        """What of this study other code made, in words; StudyError while other code is still at it."""
+        running = self._running_elsewhere()
+        if running:
+            time.sleep(1.5 * self.lease_s / BEATS_PER_LEASE)
+            alive = [
+                who for number, (who, beat) in self._running_elsewhere().items() if running.get(number, (who, beat))[1] != beat
+            ]
+            if alive:
+                raise StudyError(
+                    f"{self.folder} is being worked at with other code ({alive[0]}): let it end, or take the same revision here"
+                )
+        ended = [trial for trial in self.foreign() if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+        return f"{len(ended)} of its trials and confirmations were made by other code: none is used" if ended else ""
+
+    def _running_elsewhere(self) -> dict[int, tuple[str, Any]]:
+        """By attempt of other code whose worker is not known to be dead: that worker, and its last beat."""
+        return {
+            trial._trial_id: (trial.user_attrs[WORKER], trial.user_attrs.get(BEAT))
+            for trial in self.foreign()
+            if trial.state == TrialState.RUNNING and WORKER in trial.user_attrs and not is_dead(trial.user_attrs[WORKER])
+        }
+
+    def _confirmation(self, point: Point, seed: int, tuned: Mapping[str, Any]) -> str:
+        """A confirmation's slot: settings that tuning chooses otherwise later are another one, and so is other code."""
+        chosen = ", ".join(f"{key}={value}" for key, value in sorted(tuned.items()))
+        return f"{point.key}, seed {seed}" + (f", {chosen}" if chosen else "") + self._mark(point)
 
     def _all_boards(self) -> list[Board]:
         points: Sequence[Point | None] = (*(self.study.points if self.study.tuning else ()), None)
@@ -169,7 +248,7 @@ class Ledger:
         for point, tuned in {**waiting, **pairs}.values():
             for seed in self.study.seeds:
                 if tuned is not None:
-                    name = _confirmation(point, seed, tuned)
+                    name = self._confirmation(point, seed, tuned)
                     runs.append(self._planned(slots.get(name, Slot(name)), point, CONFIRMATION, seed, None, tuned))
                 elif untunable(self.study, tunings[point.key]):
                     error = "no trial of its tuning ended with a value"
@@ -192,7 +271,8 @@ class Ledger:
         folder = self.folder.parent.parent / run if run else None
         chosen = tuned if tuned is not None else _params(told)
         error = notes.get(ERROR, "") if state == "failed" else ""
-        return PlannedRun(point.key, point.budget, phase, seed, state, folder, dict(chosen), number, value, error)
+        code = notes.get(CODE, "")
+        return PlannedRun(point.key, point.budget, phase, seed, state, folder, dict(chosen), number, value, error, code)
 
     def write(self) -> StudyResult:
         """Bring ``study.json`` up to date."""
@@ -200,12 +280,6 @@ class Ledger:
             result = self.result()
             write_json(self.folder / NAME, as_json(result))
         return result
-
-
-def _confirmation(point: Point, seed: int, tuned: Mapping[str, Any]) -> str:
-    """A confirmation's slot: settings that tuning chooses otherwise later are another one."""
-    chosen = ", ".join(f"{key}={value}" for key, value in sorted(tuned.items()))
-    return f"{point.key}, seed {seed}" + (f", {chosen}" if chosen else "")
 
 
 def _params(trial: FrozenTrial | None) -> Mapping[str, Any]:

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 
 from nava_lab.config import CONFIGS, Config, ConfigError, check_choices, explain, load, quoted, register, typed
 from nava_lab.memory import keep_memory
-from nava_lab.study.failures import FAILURES
+from nava_lab.study.failures import in_words
 from nava_lab.study.fit import devices_of
 from nava_lab.study.identity import run_name
 from nava_lab.study.run import FAILED, prepared, run, state_of
@@ -173,16 +173,16 @@ def job_of(composed: DictConfig) -> str:
         configs = configs_of(composed, seeds)
         try:
             return "\n".join(map(str, run_seeds(configs, _say, together=together)))
-        except FAILURES as error:
-            _say(f"failed: {configs[0].variant.name} seeds {', '.join(map(str, seeds))}: {error}")
+        except Exception as error:
+            _say(f"failed: {configs[0].variant.name} seeds {', '.join(map(str, seeds))}: {in_words(error)}")
             return ""
     config = typed(composed)
     try:
         if re_executes(config):
             return in_own_process(list(HydraConfig.get().overrides.task))
         return str(run(config, _say))
-    except FAILURES as error:
-        _say(f"failed: {config.variant.name} seed {config.seed}: {error}")
+    except Exception as error:  # whatever a part under development raises: the other runs go on
+        _say(f"failed: {config.variant.name} seed {config.seed}: {in_words(error)}")
         return ""
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,9 +25,12 @@ from nava_lab.study.grammar import StudyError
 from nava_lab.study.multirun import re_executes
 from nava_lab.study.results import CONFIRMATION, TUNING
 from nava_lab.study.run import device_of, prepared
-from nava_lab.study.spec import VALIDATION_LOSS, Point, Study
+from nava_lab.study.space import VALIDATION_LOSS
+from nava_lab.study.spec import Point, Study
+from nava_lab.study.statistics import SEEDS_FOR_A_VERDICT, too_many
 from nava_lab.study.tuning import slots_of
 
+CORNERS = 32  # of the tuned space that are built for every point
 START_S = 3.0  # of a run, besides steps and samples: building, bootstrapping scores, writing
 
 
@@ -44,33 +49,40 @@ class Expected:
 
 @dataclass(frozen=True)
 class PlannedPoint:
-    """One point's runs: they differ in seed (and tuned settings that cost nothing), so they cost the same.
+    """One point's runs: they differ in seed and tuned settings, and cost the same where none of these changes the cost.
 
     Attributes:
         point: which.
-        config: of one of its confirmation runs.
-        solution: its size and cost; of a size that is tuned, at the space's first corner.
+        config: of one of its confirmation runs, of the costliest.
+        solution: its size and cost; where these are tuned, of the costliest run.
+        least: the cost of the cheapest run; where tuning leaves the cost alone, the same.
+        least_flops: its training FLOPs.
         tunings: runs of its tuning.
         confirmations: runs that confirm it.
-        expected: the time of one run.
+        expected: the time of one run, of the costliest.
     """
 
     point: Point
     config: Config
     solution: Solution
+    least: Cost
+    least_flops: float
     tunings: int
     confirmations: int
     expected: Expected
 
     @property
     def flops(self) -> float:
-        """Training FLOPs of one run."""
-        training = self.config.training
-        return float(self.solution.cost.flops_per_sample) * training.steps * training.batch_size
+        """Training FLOPs of one run, of the costliest."""
+        return training_flops(self.config, self.cost)
 
     @property
     def cost(self) -> Cost:
         return self.solution.cost
+
+
+def training_flops(config: Config, cost: Cost) -> float:
+    return float(cost.flops_per_sample) * config.training.steps * config.training.batch_size
 
 
 @dataclass(frozen=True)
@@ -79,6 +91,21 @@ class Plan:
 
     study: Study
     points: tuple[PlannedPoint, ...]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the plan cannot answer, a sentence each, before anything is computed."""
+        seeds, found = len(self.study.seeds), []
+        if seeds < SEEDS_FOR_A_VERDICT:
+            return [f"{seeds} seeds: exploratory, a verdict takes {SEEDS_FOR_A_VERDICT}"]
+        for budget in self.study.budgets:
+            tuning = self.study.tuning
+            each = tuning.front if tuning and tuning.two_objectives else 1
+            labels = each * sum(point.budget == budget for point in self.study.points)
+            declared = sum(part.budget == budget for part in self.study.contrasts)
+            told = too_many(declared if self.study.contrasts else labels * (labels - 1) // 2, seeds)
+            found += [f"at equal {budget}: {told}" if budget else told] if told else []
+        return found
 
     def runs(self) -> list[tuple[str, PlannedPoint, str, int]]:
         """(phase, point, trial or empty, seed) of every run in the order in which they are taken up."""
@@ -93,26 +120,31 @@ class Plan:
         return rows + [(CONFIRMATION, part, "", seed) for seed in self.study.seeds for part in self.points]
 
     def seconds(self) -> float | None:
-        """Of all runs one after the other; None where one of them could not be told."""
+        """Of all runs one after the other, at most; None where one of them could not be told."""
         each = [part.expected.seconds for _, part, _, _ in self.runs()]
         return None if any(part is None for part in each) else float(sum(part for part in each if part is not None))
 
 
-def corners(study: Study) -> list[dict[str, Any]]:
-    """The ends of the tuned space, one setting per end: whatever lies between is as legal as they are."""
-    if study.tuning is None:
-        return [{}]
-    ends = [(part.values[0], part.values[-1]) if part.values else (part.low, part.high) for part in study.tuning.space]
-    whole = [part.whole for part in study.tuning.space]
-    found = []
-    for which in (0, 1):
-        values = [round(end[which]) if is_whole else end[which] for end, is_whole in zip(ends, whole, strict=True)]
-        found.append({part.key: value for part, value in zip(study.tuning.space, values, strict=True)})
-    return found
+def settings_of(study: Study) -> list[dict[str, Any]]:
+    """Points of the tuned space at which every run is composed before any starts.
+
+    Every value of every list is among them, and every corner, so that the costliest run is (where there are more corners
+    than ``CORNERS``, the two at the ends of the diagonal); whatever lies between the ends of a range is as legal as they are.
+    """
+    space = study.tuning.space if study.tuning else ()
+    ends = [part.ends() for part in space]
+    if math.prod(map(len, ends)) > CORNERS:
+        ends = [(part[0], part[-1]) for part in ends]
+        corners = list(zip(*ends, strict=True))
+    else:
+        corners = list(itertools.product(*ends))
+    lists = [part.values or part.ends() for part in space]
+    corners += [tuple(part[number % len(part)] for part in lists) for number in range(max(map(len, lists), default=0))]
+    return [dict(zip([part.key for part in space], corner, strict=True)) for corner in dict.fromkeys(corners)]
 
 
 def plan_of(study: Study, root: Path, timed: bool, threads: int | None = None) -> Plan:
-    """Compose and build every point, one at both ends of the tuned space; StudyError says which one cannot be meant.
+    """Compose and build every point at the corners of the tuned space; StudyError says which one cannot be meant.
 
     Args:
         study: what is planned.
@@ -123,25 +155,33 @@ def plan_of(study: Study, root: Path, timed: bool, threads: int | None = None) -
     finished = _finished(root) if timed else []
     points: list[PlannedPoint] = []
     for point in study.points:
-        config, built = _built(study, point, corners(study)[: 1 if points else None])
+        (config, built), (cheap, least) = _built(study, point)
         _check(study, point, config)
         expected = expect(config, built, finished, threads) if timed else Expected(None, "not asked for")
         tunings = len(slots_of(study.tuning)) * len(study.tuning.seeds) if study.tuning else 0
         confirmations = len(study.seeds) * (study.tuning.front if study.tuning and study.tuning.two_objectives else 1)
-        points.append(PlannedPoint(point, config, built.solution, tunings, confirmations, expected))
+        points.append(
+            PlannedPoint(point, config, built.solution, least, training_flops(cheap, least), tunings, confirmations, expected)
+        )
     return Plan(study, tuple(points))
 
 
-def _built(study: Study, point: Point, at: Sequence[Mapping[str, Any]]) -> tuple[Config, Parts]:
+def _built(study: Study, point: Point) -> tuple[tuple[Config, Parts], tuple[Config, Cost]]:
+    """A point's costliest run, and its cheapest one with its cost."""
     try:
         made = [
             (config, prepared(config))
-            for tuned in corners(study)
+            for tuned in settings_of(study)
             for config in [load(study.overrides(point, study.seeds[0], tuned))]
         ]
     except ConfigError as error:
         raise StudyError(f"{study.name}, {point.key}: {error}") from None
-    return made[0]
+
+    def flops(part: tuple[Config, Parts]) -> float:
+        return training_flops(part[0], part[1].solution.cost)
+
+    cheap, parts = min(made, key=flops)
+    return max(made, key=flops), (cheap, parts.solution.cost)
 
 
 def _check(study: Study, point: Point, config: Config) -> None:

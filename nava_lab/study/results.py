@@ -40,6 +40,7 @@ class PlannedRun:
         trial: which trial of its point's tuning, from 0; None for a confirmation.
         value: what the run was tuned by, on the validation split; None in a confirmation and until it is known.
         error: why it failed.
+        code: fingerprints of the package and the variant that made it; empty before it is begun.
     """
 
     point: str
@@ -52,6 +53,7 @@ class PlannedRun:
     trial: int | None = None
     value: float | None = None
     error: str = ""
+    code: str = ""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ A run's folder::
 from __future__ import annotations
 
 import json
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -38,10 +39,11 @@ from nava_lab.registry import metrics
 from nava_lab.study import record
 from nava_lab.study.build import Parts, interface, parts
 from nava_lab.study.describe import attention
-from nava_lab.study.failures import FAILURES, chain, explained, is_lost_peer
+from nava_lab.study.failures import chain, explained, in_words, is_lost_peer
 from nava_lab.study.fit import devices_of, load_model, machines, stacked_with, train
 from nava_lab.study.identity import MADE_BY, code_fingerprint, git_revision, run_hash, run_name, variant_fingerprint
 from nava_lab.study.warm import check_start
+from nava_lab.training.callbacks import EndedEarly
 from nava_lab.training.loggers import check_logger
 from nava_lab.training.machine import leave, meet, wait_for_all
 
@@ -167,12 +169,15 @@ def failures_written(folder: Path, config: Config) -> Iterator[None]:
         (folder / FAILED).unlink(missing_ok=True)
     try:
         yield
-    except FAILURES as error:
+    except EndedEarly:
+        raise
+    except Exception as error:
         told = explained(error, folder, config)
-        kind = type(error).__name__
+        left = {"error": in_words(told or error), "kind": type(error).__name__}
+        left |= {} if told else {"traceback": traceback.format_exc()}
         if not ((folder / FAILED).exists() and any(map(is_lost_peer, chain(error)))):  # the process that failed first said why
             with suppress(OSError):  # a full disk takes no word of it either
-                record.write_json(folder / FAILED, {"error": " ".join(str(told or error).split()), "kind": kind})
+                record.write_json(folder / FAILED, left)
         if told is None:
             raise
         raise told from error

@@ -21,13 +21,13 @@ from nava_lab.config import Config, ConfigError, device_count, typed
 from nava_lab.rng import stable_seed
 from nava_lab.study import record
 from nava_lab.study.build import Parts, network
-from nava_lab.study.failures import FAILURES, RunFailed
+from nava_lab.study.failures import RunFailed, in_words
 from nava_lab.study.fit import WallTime, devices_of, fit, save_weights, sit_down, train, trainer_of
 from nava_lab.study.identity import run_name
 from nava_lab.study.run import alone, failures_written, identify, prepare_folder, prepared, score, scoring_record
 from nava_lab.study.warm import start_warm
 from nava_lab.training.averaging import averaging
-from nava_lab.training.callbacks import Progress
+from nava_lab.training.callbacks import EndedEarly, Progress
 from nava_lab.training.loggers import make_logger
 from nava_lab.training.machine import prepare_layers
 from nava_lab.training.per_seed import SeedCheckpoints, SeedFiles, SeedLog, SeedLogger
@@ -185,7 +185,7 @@ def run_seeds(
             if run.seed not in failed:
                 failed |= _tried(run, lambda run=run: score(run.config, run.folder, tell, built))  # type: ignore[misc]
     if failed:
-        told = "; ".join(map(str, failed.values()))
+        told = "; ".join(map(in_words, failed.values()))
         raise RunFailed(f"{len(failed)} of {len(runs)} seeds failed: {told}", type(next(iter(failed.values()))).__name__)
     return [run.folder for run in runs]
 
@@ -195,7 +195,9 @@ def _tried(run: Seed, work: Callable[[], Any]) -> dict[int, Exception]:
     try:
         with failures_written(run.folder, run.config):
             work()
-    except FAILURES as error:
+    except EndedEarly:  # by a watcher, which means all of them
+        raise
+    except Exception as error:
         return {run.seed: error}
     return {}
 

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,85 +29,11 @@ from pathlib import Path
 from typing import Any
 
 from nava_lab.registry import nearest
-from nava_lab.study.grammar import StudyError, as_mapping, checked_keys, number, override, shown, whole
+from nava_lab.study.grammar import StudyError, as_mapping, checked_keys, is_number, number, override, seeds_of, shown, whole
+from nava_lab.study.overrides import FIELDS, merged, overridden, reserved
+from nava_lab.study.space import Tuning, tuning_of
 
-TUNING_SEEDS = 10_000  # the first seed of tuning runs; confirmation counts from 0, so no seed is used for both
-SAMPLERS = ("grid", "tpe", "random", "nsga2")
-PRUNERS = ("none", "median", "halving")
-VALIDATION_LOSS = "validation/loss"
-FLOPS = "flops_per_sample"
 SIZES = ("parameters", "flops")
-
-
-@dataclass(frozen=True)
-class Dimension:
-    """One setting that is tuned: a list of values, or a range.
-
-    Attributes:
-        key: the config key.
-        values: what a list holds; empty for a range.
-        low, high: a range's ends.
-        log: whether a range is even in the logarithm.
-        steps: how many values of a range the grid sampler takes, ends included.
-        whole: whether a range holds whole numbers alone (both of its ends are written as such).
-    """
-
-    key: str
-    values: tuple[Any, ...] = ()
-    low: float = 0.0
-    high: float = 0.0
-    log: bool = False
-    steps: int = 0
-    whole: bool = False
-
-    def grid(self) -> tuple[Any, ...]:
-        """The values that the grid sampler takes."""
-        if self.values:
-            return self.values
-        shares = [step / (self.steps - 1) for step in range(self.steps)]
-        if self.log:
-            values = [float(f"{self.low * (self.high / self.low) ** share:.6g}") for share in shares]
-        else:
-            values = [self.low + (self.high - self.low) * share for share in shares]
-        return tuple(dict.fromkeys(round(value) for value in values)) if self.whole else tuple(values)
-
-    def bound(self, value: Any) -> str:
-        """ "low" or "high" where the value lies at (or within 2 % of) an end of an ordered dimension, else empty."""
-        ordered = self.values or (self.low, self.high)
-        if len(ordered) < 2 or not all(isinstance(part, int | float) and not isinstance(part, bool) for part in ordered):
-            return ""
-        low, high, at = min(ordered), max(ordered), float(value)
-        if self.values:
-            return "low" if at <= low else "high" if at >= high else ""
-        share = math.log(at / low) / math.log(high / low) if self.log else (at - low) / (high - low)
-        return "low" if share <= 0.02 else "high" if share >= 0.98 else ""
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """How each point's own settings are chosen, with the same space and trials for every point.
-
-    Attributes:
-        space: what is tuned.
-        trials: trials per point; with the grid sampler, as many as the grid has.
-        seeds: seeds per trial; a trial's value is their mean. None of them is a confirmation seed.
-        metric: what is optimised on the validation split: a score, or "validation/loss". Empty for the study's metric.
-        sampler: grid, tpe, random; or nsga2, which minds ``metric`` and training FLOPs per sample at once.
-        pruner: what ends bad trials early by the validation loss on the way: none, median or halving.
-        front: nsga2 only: how many points of the Pareto front are confirmed.
-    """
-
-    space: tuple[Dimension, ...]
-    trials: int = 8
-    seeds: tuple[int, ...] = (TUNING_SEEDS,)
-    metric: str = ""
-    sampler: str = "tpe"
-    pruner: str = "none"
-    front: int = 4
-
-    @property
-    def two_objectives(self) -> bool:
-        return self.sampler == "nsga2"
 
 
 @dataclass(frozen=True)
@@ -135,11 +60,19 @@ class Point:
 
 @dataclass(frozen=True)
 class Contrast:
-    """A declared comparison under one budget: whether ``first`` is better than ``second`` (both are labels)."""
+    """A declared comparison under one budget: whether ``first`` is better than ``second`` (both are labels).
+
+    Attributes:
+        along: an axis of numbers; the question is then whether first's lead over second changes along it, and the labels
+            leave it out. Empty for a comparison of two points.
+        steps: along it: the axis' value, and the labels of first's and second's points there.
+    """
 
     first: str
     second: str
     budget: str = ""
+    along: str = ""
+    steps: tuple[tuple[float, str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -221,10 +154,6 @@ class Study:
         return [override(key, value) for key, value in settings.items()]
 
 
-FIELDS = ("fixed", "vary", "seeds", "metric", "budgets", "tuning", "contrasts", "margins", "scaling", "optional", "editions")
-TUNING_FIELDS = ("space", "trials", "seeds", "metric", "sampler", "pruner", "front")
-
-
 def read_study(
     file: Path, edition: str = "", overrides: Sequence[str] = (), here: Callable[[Mapping[str, Any]], bool] | None = None
 ) -> Study:
@@ -233,8 +162,8 @@ def read_study(
     Args:
         file: the YAML file.
         edition: which edition, where the file has some; empty for none of them.
-        overrides: ``KEY=VALUE``, a study's field (``seeds=3``, ``tuning.trials=4``, ``budgets=flops``) or a config key, which is
-            then fixed for all runs.
+        overrides: ``KEY=VALUE``, a study's field (``seeds=3``, ``tuning.trials=4``, ``budgets=flops``), a config key, which is
+            then fixed for all runs, or ``budgets.NAME.KEY=VALUE``, which is fixed under one budget.
         here: whether this checkout has what some settings name; levels of optional axes that it has not are left out.
     """
     from omegaconf import OmegaConf
@@ -260,9 +189,9 @@ def read_study(
             raise StudyError(
                 f"{file} has no edition {edition}; {nearest(edition, list(editions)) if editions else 'it has none'}"
             )
-        fields = _merged(fields, as_mapping(editions[edition], f"{file}: editions.{edition}"), f"{file}: editions.{edition}")
+        fields = merged(fields, as_mapping(editions[edition], f"{file}: editions.{edition}"), f"{file}: editions.{edition}")
     declared = fields.get("budgets") or {}
-    fields = _overridden(fields, overrides, str(file))
+    fields = overridden(fields, overrides, str(file))
     origin = Origin(str(file), tuple(overrides), tuple(name for name in declared if name not in fields["budgets"]))
     return study_of(fields, file.stem, edition, first.lstrip("# ").strip(), str(file), here, origin=origin)
 
@@ -288,11 +217,15 @@ def study_of(
         for budget, held in budgets.items()
         for label, levels, settings in _unique(grids)
     )
+    for settings in [fixed, *(point.settings for point in points)]:
+        for key in settings:
+            if told := reserved(key):
+                raise StudyError(f"{where}: {key} is not for a study to set: {told}")
     metric = fields.get("metric")
     if not isinstance(metric, str) or not metric:
         raise StudyError(f"{where}: metric must name the score that contrasts are about, such as sync_auc")
-    seeds = _seeds(fields.get("seeds", 8), 0, f"{where}: seeds")
-    tuning = _tuning(fields["tuning"], f"{where}: tuning", metric) if fields.get("tuning") else None
+    seeds = seeds_of(fields.get("seeds", 8), 0, f"{where}: seeds")
+    tuning = tuning_of(fields["tuning"], f"{where}: tuning", metric) if fields.get("tuning") else None
     if tuning and set(tuning.seeds) & set(seeds):
         raise StudyError(f"{where}: seeds and tuning.seeds share {sorted(set(tuning.seeds) & set(seeds))}; confirm on fresh ones")
     margins = as_mapping(fields.get("margins") or {}, f"{where}: margins")
@@ -314,49 +247,6 @@ def study_of(
         dict(fields),
         origin,
     )
-
-
-def _merged(fields: Mapping[str, Any], changes: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Changes laid over the fields: mappings of settings are merged, everything else is replaced."""
-    checked_keys(changes, tuple(part for part in FIELDS if part != "editions"), where)
-    merged = dict(fields)
-    for key, value in changes.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = {**merged[key], **value} if both and key in ("fixed", "tuning", "margins") else value
-    return merged
-
-
-def _overridden(fields: Mapping[str, Any], overrides: Sequence[str], where: str) -> dict[str, Any]:
-    changed = {**fields, "fixed": dict(fields.get("fixed") or {})}
-    for text in overrides:
-        from omegaconf import OmegaConf
-
-        key, _, raw = text.partition("=")
-        value = OmegaConf.to_container(OmegaConf.create(f"value: {raw}"))["value"]  # type: ignore[index, call-overload]
-        field, _, inner = key.partition(".")
-        if field == "budgets":
-            named = as_mapping(changed.get("budgets") or {}, f"{where}: budgets")
-            wanted = [part.strip() for part in raw.strip("[]").split(",")]
-            for name in wanted:
-                if name not in named:
-                    raise StudyError(
-                        f"{text}: {where} has no budget {name}; {nearest(name, list(named)) if named else 'it has none'}"
-                    )
-            changed["budgets"] = {name: named[name] for name in wanted}
-        elif field == "tuning" and inner:
-            checked_keys({inner: value}, TUNING_FIELDS, text)
-            changed["tuning"] = {**as_mapping(changed.get("tuning") or {}, f"{where}: tuning"), inner: value}
-        elif field in ("seeds", "metric", "tuning") and not inner:
-            changed[field] = value
-        elif field in FIELDS:
-            raise StudyError(f"{text}: edit {field} in {where}; seeds, metric, budgets and tuning.* can be given here")
-        else:
-            changed["fixed"][key] = value
-            varied = [part for part in (changed.get("vary"),) if part]
-            grids = varied[0] if varied and isinstance(varied[0], list) else varied
-            if any(key in grid for grid in grids):
-                raise StudyError(f"{text}: {where} varies {key}, so it cannot be fixed")
-    return changed
 
 
 Level = tuple[str, Mapping[str, Any]]
@@ -404,70 +294,10 @@ def _levels(axis: str, levels: Any, where: str) -> list[Level]:
     return found
 
 
-def _seeds(value: Any, first: int, where: str) -> tuple[int, ...]:
-    if isinstance(value, list):
-        seeds = tuple(whole(part, where, least=0) for part in value)
-        if len(set(seeds)) < len(seeds) or not seeds:
-            raise StudyError(f"{where} must list different seeds")
-        return seeds
-    return tuple(range(first, first + whole(value, where, least=1)))
-
-
-def _tuning(value: Any, where: str, metric: str) -> Tuning:
-    fields = as_mapping(value, where)
-    checked_keys(fields, TUNING_FIELDS, where)
-    space = tuple(
-        _dimension(key, part, f"{where}.space.{key}") for key, part in as_mapping(fields.get("space"), f"{where}.space").items()
-    )
-    if not space:
-        raise StudyError(f"{where}.space must name what is tuned")
-    sampler, pruner = fields.get("sampler", "tpe"), fields.get("pruner", "none")
-    for key, name, known in (("sampler", sampler, SAMPLERS), ("pruner", pruner, PRUNERS)):
-        if name not in known:
-            raise StudyError(f"{where}.{key}={name}: {nearest(str(name), list(known))}")
-    if sampler == "nsga2" and pruner != "none":
-        raise StudyError(f"{where}: a trial with two objectives cannot be pruned; set pruner: none")
-    trials = fields.get("trials", 8)
-    if sampler == "grid":
-        ranges = [part.key for part in space if not part.values and part.steps < 2]
-        if ranges:
-            raise StudyError(f"{where}.space.{ranges[0]} needs steps of at least 2 for the grid sampler")
-        cells = math.prod(len(part.grid()) for part in space)
-        if fields.get("trials", cells) != cells:
-            raise StudyError(f"{where}.trials={trials}: the grid has {cells} cells; leave trials out")
-        trials = cells
-    return Tuning(
-        space,
-        whole(trials, f"{where}.trials", least=1),
-        _seeds(fields.get("seeds", 1), TUNING_SEEDS, f"{where}.seeds"),
-        str(fields.get("metric") or metric),
-        sampler,
-        pruner,
-        whole(fields.get("front", 4), f"{where}.front", least=1),
-    )
-
-
-def _dimension(key: str, value: Any, where: str) -> Dimension:
-    if isinstance(value, list):
-        if len(value) < 2:
-            raise StudyError(f"{where} lists fewer than two values: fix it instead")
-        if any(isinstance(part, list | Mapping) for part in value):
-            raise StudyError(f"{where} must list plain values; what needs lists can vary, as named levels")
-        return Dimension(key, tuple(value))
-    fields = as_mapping(value, where)
-    checked_keys(fields, ("low", "high", "log", "steps"), where)
-    low, high = (number(fields.get(name), f"{where}.{name}") for name in ("low", "high"))
-    log = bool(fields.get("log", False))
-    if low >= high or (log and low <= 0):
-        raise StudyError(f"{where}: low={low:g} must be below high={high:g}" + (" and above 0" if log else ""))
-    integers = all(isinstance(fields[name], int) for name in ("low", "high"))
-    return Dimension(key, (), low, high, log, whole(fields.get("steps", 0), f"{where}.steps", least=0), integers)
-
-
 def _contrasts(value: Any, points: Sequence[Point], gone: Sequence[str], where: str) -> tuple[Contrast, ...]:
     """The declared comparisons; those of levels that are ``gone`` from here are left out with them."""
     fields = as_mapping(value, where)
-    checked_keys(fields, ("against", "pairs"), where)
+    checked_keys(fields, ("against", "pairs", "slopes"), where)
     found: list[Contrast] = []
     known = {point.label for point in points}
     for pair in fields.get("pairs") or []:
@@ -480,19 +310,55 @@ def _contrasts(value: Any, points: Sequence[Point], gone: Sequence[str], where: 
                 raise StudyError(f"{where}.pairs: there is no '{label}'; {nearest(str(label), sorted(known))}")
         found += [Contrast(pair[0], pair[1], budget) for budget in dict.fromkeys(point.budget for point in points)]
     for axis, level in as_mapping(fields.get("against") or {}, f"{where}.against").items():
-        base = shown(level)
-        axes = sorted({name for point in points for name in point.levels})
-        if axis not in axes:
-            raise StudyError(f"{where}.against: {axis} does not vary; {nearest(axis, axes)}")
-        levels = sorted({point.levels[axis] for point in points if axis in point.levels})
-        if base not in levels:
-            raise StudyError(f"{where}.against.{axis}={base}: {nearest(base, levels)}")
+        base = _base(axis, level, points, f"{where}.against")
         by_levels = {(point.budget, tuple(point.levels.items())): point for point in points}
         for point in points:
             if point.levels.get(axis, base) != base:
                 other = by_levels.get((point.budget, tuple({**point.levels, axis: base}.items())))
                 found += [Contrast(point.label, other.label, point.budget)] if other else []
+    for axis, against in as_mapping(fields.get("slopes") or {}, f"{where}.slopes").items():
+        for compared, level in as_mapping(against, f"{where}.slopes.{axis}").items():
+            found += _slopes(axis, compared, level, points, f"{where}.slopes")
     return tuple(dict.fromkeys(found))
+
+
+def _base(axis: str, level: Any, points: Sequence[Point], where: str) -> str:
+    """The name of a level that must be one of an axis."""
+    axes = sorted({name for point in points for name in point.levels})
+    if axis not in axes:
+        raise StudyError(f"{where}: {axis} does not vary; {nearest(axis, axes)}")
+    base, levels = shown(level), sorted({point.levels[axis] for point in points if axis in point.levels})
+    if base not in levels:
+        raise StudyError(f"{where}.{axis}={base}: {nearest(base, levels)}")
+    return base
+
+
+def _slopes(axis: str, other: str, level: Any, points: Sequence[Point], where: str) -> list[Contrast]:
+    """Along ``axis``, the lead of every level of ``other`` over one of them."""
+    base = _base(other, level, points, f"{where}.{axis}")
+    on = [point for point in points if axis in point.levels and other in point.levels]
+    if not on or axis == other:
+        raise StudyError(f"{where}.{axis}: {axis} and {other} must vary together")
+    if not all(is_number(point.settings.get(axis)) for point in on):
+        raise StudyError(f"{where}.{axis}: a slope is along numbers, and {axis} lists others")
+    lines: dict[tuple[str, str, str], dict[float, str]] = {}  # (budget, level of other, label without the axis) -> value -> label
+    bases: dict[tuple[str, str, str], str] = {}
+    for point in on:
+        first, second = (
+            ", ".join(f"{name.rsplit('.', 1)[-1]}={part}" for name, part in levels.items() if name != axis)
+            for levels in (point.levels, {**point.levels, other: base})
+        )
+        key = (point.budget, point.levels[other], first)
+        lines.setdefault(key, {})[float(point.settings[axis])] = point.label
+        bases[key] = second
+    made = []
+    for (budget, name, first), labels in lines.items():
+        second = bases[budget, name, first]
+        against = lines.get((budget, base, second), {})
+        steps = tuple((value, labels[value], against[value]) for value in sorted(set(labels) & set(against)))
+        if name != base and len(steps) > 1:
+            made.append(Contrast(first, second, budget, axis, steps))
+    return made
 
 
 def _scaling(value: Any, cells: Sequence[Cell], where: str) -> Scaling:

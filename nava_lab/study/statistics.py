@@ -73,6 +73,18 @@ def least_p(seeds: int) -> float:
     return 2.0 / 2**seeds
 
 
+def too_many(contrasts: int, seeds: int) -> str:
+    """A sentence where so many contrasts over so few seeds leave none of them a chance of coming out decided; else empty."""
+    least = least_p(seeds) * contrasts
+    if least <= ALPHA:
+        return ""
+    enough = next(n for n in range(SEEDS_FOR_A_VERDICT, 64) if least_p(n) * contrasts <= ALPHA)
+    return (
+        f"{contrasts} contrasts over so few seeds leave none of them a chance: after Holm no p can fall below {least:.2g}. "
+        f"Declare fewer, or run {enough} seeds."
+    )
+
+
 def holm(p: Sequence[float]) -> list[float]:
     """Adjusted p-values of a family of tests: none of them is wrong with probability ALPHA (Holm 1979, Scand. J. Stat. 6, 65)."""
     order = np.argsort(np.asarray(p, dtype=float), kind="stable")
@@ -139,7 +151,25 @@ class Paired:
 def paired(first: str, second: str, a: Mapping[int, float], b: Mapping[int, float]) -> Paired:
     """Pair two variants' scores by seed; seeds that only one of them has are left out."""
     seeds = tuple(sorted(set(a) & set(b)))
-    differences = np.array([a[seed] - b[seed] for seed in seeds])
+    return _paired(first, second, seeds, np.array([a[seed] - b[seed] for seed in seeds]))
+
+
+def paired_slopes(first: str, second: str, steps: Sequence[tuple[float, Mapping[int, float], Mapping[int, float]]]) -> Paired:
+    """How the difference between two variants changes along a setting: per seed, the least-squares slope of first minus second.
+
+    Args:
+        steps: (value of the setting, first's scores by seed there, second's); seeds that miss one of them are left out.
+    """
+    seeds = tuple(sorted(set.intersection(*(set(part) for _, *both in steps for part in both))))
+    x = np.array([value for value, _, _ in steps], dtype=float)
+    if len(x) < 2 or np.ptp(x) == 0:
+        raise ValueError(f"a slope needs two values at least, not {', '.join(f'{value:g}' for value in x)}")
+    x = x - x.mean()
+    table = np.array([[a[seed] - b[seed] for _, a, b in steps] for seed in seeds]).reshape(len(seeds), len(x))
+    return _paired(first, second, seeds, table @ x / (x @ x))
+
+
+def _paired(first: str, second: str, seeds: tuple[int, ...], differences: Array) -> Paired:
     if not len(differences):
         return Paired(first, second, (), (), Interval(float("nan"), float("nan"), float("nan")), 1.0)
     mean, low, high = t_interval(differences)
@@ -206,6 +236,7 @@ class Tuned:
         space: what was searched, by key.
         at_bound: by key, the end of the space ("low" or "high") at which the choice lies.
         seeds: on which trials were scored.
+        codes: of the code that made its trials and confirmations; more than one where it was changed on the way.
     """
 
     trials: int
@@ -213,6 +244,7 @@ class Tuned:
     space: Mapping[str, Any] = field(default_factory=dict)
     at_bound: Mapping[str, str] = field(default_factory=dict)
     seeds: tuple[int, ...] = ()
+    codes: tuple[str, ...] = ()
 
 
 def unequal_tuning(tuned: Mapping[str, Tuned], test_seeds: Sequence[int] = ()) -> list[str]:
@@ -225,6 +257,8 @@ def unequal_tuning(tuned: Mapping[str, Tuned], test_seeds: Sequence[int] = ()) -
     for name, part in tuned.items():
         if shared := sorted(set(part.seeds) & set(test_seeds)):
             said.append(f"{name} was tuned on test seed{'s' if len(shared) > 1 else ''} {', '.join(map(str, shared))}")
+        if len(part.codes) > 1:
+            said.append(f"{name} was tuned and confirmed by different code ({', '.join(part.codes)})")
     return said
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
+from filelock import FileLock
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
 
 from nava_lab.registry import metrics, nearest
 from nava_lab.rng import stable_seed
-from nava_lab.study.claims import Slot
+from nava_lab.study.claims import Claim, Slot
 from nava_lab.study.grammar import StudyError
 from nava_lab.study.results import Choice
-from nava_lab.study.spec import VALIDATION_LOSS, Dimension, Point, Study, Tuning
+from nava_lab.study.space import VALIDATION_LOSS, Dimension, Tuning
+from nava_lab.study.spec import Point, Study
 
 
 def higher_is_better(score: str) -> bool:
@@ -47,7 +51,7 @@ def tuning_study(storage: optuna.storages.BaseStorage, name: str, tuning: Tuning
     directions = [direction(higher_is_better(tuning.metric)), *([direction(False)] if tuning.two_objectives else [])]
     pruners: dict[str, Any] = {
         "none": optuna.pruners.NopPruner,
-        "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=2),
+        "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=4),
         "halving": optuna.pruners.SuccessiveHalvingPruner,
     }
     return optuna.create_study(
@@ -56,7 +60,7 @@ def tuning_study(storage: optuna.storages.BaseStorage, name: str, tuning: Tuning
 
 
 def sampler_of(tuning: Tuning, *who: object) -> optuna.samplers.BaseSampler:
-    """A sampler for one trial, seeded by who asks: a study that is resumed repeats no point."""
+    """A sampler for one trial, seeded by who asks, so that a study that is resumed does not begin the same draws again."""
     seed = stable_seed("sampler", *who) % 2**32
     if tuning.sampler == "tpe":
         startup = max(3, tuning.trials // 4)
@@ -66,17 +70,65 @@ def sampler_of(tuning: Tuning, *who: object) -> optuna.samplers.BaseSampler:
     return optuna.samplers.RandomSampler(seed=seed)  # of the grid, every slot fixes every parameter
 
 
-def suggest(trial: optuna.Trial, space: Sequence[Dimension]) -> dict[str, Any]:
-    """The values that a trial tries, by config key."""
-    tried: dict[str, Any] = {}
-    for part in space:
-        if part.values:
-            tried[part.key] = trial.suggest_categorical(part.key, part.values)
-        elif part.whole:
-            tried[part.key] = trial.suggest_int(part.key, round(part.low), round(part.high), log=part.log)
-        else:
-            tried[part.key] = trial.suggest_float(part.key, part.low, part.high, log=part.log)
-    return tried
+DRAWS = 20  # of the sampler, before a point that nobody tried is drawn at random
+
+
+def suggest(claim: Claim, space: Sequence[Dimension]) -> dict[str, Any]:
+    """The values that a claimed trial tries, by config key: no point that another slot has had, whatever the sampler says.
+
+    Where all of the sampler's draws are taken (it has settled on a point of a small space), any other point is drawn: a trial
+    that repeats one would be the same run again, and buy nothing of the equal budget.
+    """
+    asked = {part.key: _distribution(part) for part in space}
+    with FileLock(claim.board.lock):
+        known = claim.fixed
+        if not set(asked) <= set(known):
+            claim.fix(_untried(claim, space, asked, known))
+        return {part.key: _suggested(claim.trial, part) for part in space}
+
+
+def _untried(
+    claim: Claim, space: Sequence[Dimension], asked: Mapping[str, BaseDistribution], known: Mapping[str, Any]
+) -> dict[str, Any]:
+    taken = claim.board.tried(but=claim.slot)
+    for _ in range(DRAWS):
+        point = {**_proposed(claim, asked), **known}
+        if tuple(sorted(point.items())) not in taken:
+            return point
+    rng = random.Random(stable_seed("untried", claim.board.study.study_name, claim.slot))
+    for _ in range(100 * len(taken)):
+        if tuple(sorted(point.items())) not in taken:
+            break
+        point = {**{part.key: part.at_random(rng) for part in space}, **known}
+    return point
+
+
+def _proposed(claim: Claim, asked: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+    """What the study's sampler would try now, not written down."""
+    study, sampler = claim.board.study, claim.board.study.sampler
+    trial = study._storage.get_trial(claim.trial._trial_id)
+    together = sampler.infer_relative_search_space(study, trial)
+    drawn = sampler.sample_relative(study, trial, together)
+    return {
+        key: drawn[key] if key in drawn else sampler.sample_independent(study, trial, key, distribution)
+        for key, distribution in asked.items()
+    }
+
+
+def _suggested(trial: optuna.Trial, part: Dimension) -> Any:
+    if part.values:
+        return trial.suggest_categorical(part.key, part.values)
+    if part.whole:
+        return trial.suggest_int(part.key, round(part.low), round(part.high), log=part.log)
+    return trial.suggest_float(part.key, part.low, part.high, log=part.log)
+
+
+def _distribution(part: Dimension) -> BaseDistribution:
+    if part.values:
+        return CategoricalDistribution(part.values)
+    if part.whole:
+        return IntDistribution(round(part.low), round(part.high), log=part.log)
+    return FloatDistribution(part.low, part.high, log=part.log)
 
 
 def choose(study: Study, point: Point, slots: Mapping[str, Slot]) -> list[Choice]:

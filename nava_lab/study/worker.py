@@ -21,14 +21,14 @@ from nava_lab.config import load
 from nava_lab.memory import keep_memory
 from nava_lab.study import record
 from nava_lab.study.claims import Claim
-from nava_lab.study.failures import FAILURES
+from nava_lab.study.failures import in_words
 from nava_lab.study.grammar import override
 from nava_lab.study.identity import run_name
 from nava_lab.study.ledger import RUN, VALUE, Ledger, Task
 from nava_lab.study.multirun import in_own_process, re_executes
 from nava_lab.study.results import CONFIRMATION, TUNING, load_study
 from nava_lab.study.run import RunBusy, run
-from nava_lab.study.spec import VALIDATION_LOSS
+from nava_lab.study.space import VALIDATION_LOSS
 from nava_lab.study.tuning import higher_is_better, suggest
 from nava_lab.training.callbacks import EndedEarly, Watch
 from nava_lab.training.log import read_log
@@ -36,6 +36,7 @@ from nava_lab.training.quiet import quieten
 
 Tell = Callable[[str], None]
 IDLE_S = 2.0
+WARMUP = 0.3  # the share of a run's steps within which no pruner ends it
 
 
 class Worker:
@@ -68,9 +69,7 @@ class Worker:
         name = f"{task.phase} {task.point.key}" + (f" {claim.slot}" if task.phase == TUNING else f" seed {task.seeds[0]}")
         with claim:
             try:
-                tuned = (
-                    suggest(claim.trial, self.study.tuning.space) if task.phase == TUNING and self.study.tuning else task.tuned
-                )
+                tuned = suggest(claim, self.study.tuning.space) if task.phase == TUNING and self.study.tuning else task.tuned
                 values = [self._value(task, number, dict(tuned)) for number in range(len(task.seeds))]
                 outcome = self._finish(claim, values)
             except EndedEarly:
@@ -82,9 +81,9 @@ class Worker:
                 claim.release()
                 self.ledger.set_aside(task)
                 return
-            except FAILURES as error:
-                claim.fail(f"{type(error).__name__}: {' '.join(str(error).split())}"[:1500])
-                outcome = f"failed: {error}"
+            except Exception as error:  # whatever a part under development raises: its slot has failed, and others go on
+                counted = claim.fail(f"{type(error).__name__}: {' '.join(str(error).split())}"[:1500])
+                outcome = f"failed: {in_words(error)}" if counted else "taken over by another worker"
             except BaseException:
                 claim.release()  # stopped by hand: whoever goes on need not wait for the lease to run out
                 raise
@@ -128,15 +127,16 @@ class Worker:
         return [override(key, value) for key, value in settings.items()]
 
     def _judge(self, task: Task, number: int, steps: int) -> Callable[[int, float], bool]:
-        """Report validations to the trial and ask its pruner."""
+        """Report validations to the trial and ask its pruner, once the learning rate's warm-up and the first steps are past."""
         tuning = self.study.tuning
         if task.phase == CONFIRMATION or tuning is None or tuning.two_objectives:
             return lambda step, loss: False
+        first = WARMUP * steps
         sign = -1.0 if higher_is_better(tuning.metric) else 1.0  # a pruner knows one direction, the trial's own
 
         def judge(step: int, loss: float) -> bool:
             task.claim.trial.report(sign * loss, number * steps + step)
-            return task.claim.trial.should_prune()
+            return step >= first and task.claim.trial.should_prune()
 
         return judge
 

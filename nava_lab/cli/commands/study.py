@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from nava_lab.cli.words import number, only_overrides, options_of, tell
 
 if TYPE_CHECKING:
-    from nava_lab.study.plan import Plan
+    from nava_lab.study.plan import Plan, PlannedPoint
     from nava_lab.study.results import StudyResult
 
 USAGE = """\
@@ -57,20 +57,33 @@ def _print_plan(plan: Plan, workers: int) -> None:
     for name, side in (("phase", "left"), ("point", "left"), ("trial", "left"), *((name, "right") for name in COLUMNS)):
         table.add_column(name, justify=side)  # type: ignore[arg-type]
     for phase, part, trial, seed in plan.runs():
-        seconds = part.expected.seconds
-        cost = (f"{part.cost.total:,}", f"{part.cost.flops_per_sample / 1e6:,.1f} M", f"{part.flops:.2e}")
-        table.add_row(phase, escape(part.point.key), trial, str(seed), *cost, "?" if seconds is None else f"{seconds:.0f}")
+        table.add_row(phase, escape(part.point.key), trial, str(seed), *_costs(part))
     Console(width=None if Console().is_terminal else 160).print(table)
     for part in plan.points:
         print(f"{part.point.key}: time by {part.expected.source}")
     for level in plan.study.left_out:
         print(f"left out, for this checkout does not have it: {level}")
     total = plan.seconds()
-    time = "time unknown" if total is None else f"{total / 60 / workers:.0f} minutes with {workers} worker{'s'[: workers > 1]}"
+    most = "at most " if any(part.least_flops < part.flops for part in plan.points) else ""
+    time = (
+        "time unknown" if total is None else f"{most}{total / 60 / workers:.0f} minutes with {workers} worker{'s'[: workers > 1]}"
+    )
     flops = sum(part.flops for _, part, _, _ in plan.runs())
-    print(f"{len(plan.runs())} runs, {flops:.2e} training FLOPs, {time} (if none of them slows another down)")
-    if len(plan.study.seeds) < 8:
-        print(f"{len(plan.study.seeds)} seeds: exploratory, a verdict takes 8")
+    print(f"{len(plan.runs())} runs, {most}{flops:.2e} training FLOPs, {time} (if none of them slows another down)")
+    for line in plan.warnings:
+        print(line)
+
+
+def _costs(part: PlannedPoint) -> tuple[str, ...]:
+    """A run's cells under COLUMNS; from the cheapest to the costliest where tuning changes the cost."""
+    seconds = part.expected.seconds
+    spans = (
+        [f"{cost.total:,}" for cost in (part.least, part.cost)],
+        [f"{cost.flops_per_sample / 1e6:,.1f} M" for cost in (part.least, part.cost)],
+        [f"{flops:.2e}" for flops in (part.least_flops, part.flops)],
+    )
+    time = "?" if seconds is None else f"{'up to ' if part.least_flops < part.flops else ''}{seconds:.0f}"
+    return (*(" to ".join(dict.fromkeys(span)) for span in spans), time)
 
 
 COLUMNS = ("seed", "parameters", "FLOPs/clip", "training FLOPs", "seconds")

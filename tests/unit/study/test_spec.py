@@ -8,7 +8,8 @@ import pytest
 from nava_lab.config import load
 from nava_lab.study.grammar import StudyError, override, shown
 from nava_lab.study.results import CONFIRMATION, Choice, PlannedRun, StudyResult, as_json, load_study
-from nava_lab.study.spec import Contrast, Dimension, read_study
+from nava_lab.study.space import Dimension
+from nava_lab.study.spec import Contrast, read_study
 
 GOOD = """# How much of the depth should align?
 fixed: {world: gaussian, variant: align_then_fuse}
@@ -79,6 +80,9 @@ def test_an_edition_and_overrides_change_what_they_name_alone(file):
         ("[0, 0.5, 1]", "[0, 0]", "lists a value twice"),
         ("[0, 0.5, 1]", "0", "must be a list of values"),
         ("cross_modal_use: 0.02", "cross_modal_use: -1", "must be above 0"),
+        ("against: {variant.align_fraction: 0}", "slopes: {variant.align_fraction: {variant: unified}}", "variant does not vary"),
+        ("against: {variant.align_fraction: 0}", "slopes: {variant.align_fraction: {variant.align_fraction: 0}}", "must vary together"),
+        ("sampler: grid", "sampler: grid\n  pruner: median", "tuning: pruner median ends trials by the validation loss, and they are judged by cross_modal_use"),
         ("sampler: grid", "sampler: nsga2\n  pruner: median", "cannot be pruned"),
         ("editions:\n", "scaling: {axis: variant.depth}\neditions:\n", "scaling.axis=variant.depth does not vary"),
     ],
@@ -100,11 +104,60 @@ def test_every_mistake_names_the_file_the_key_and_the_nearest(file, old, new, to
         ("", ["tuning.trails=3"], "did you mean 'trials'"),
         ("", ["variant.align_fraction=1"], "varies variant.align_fraction, so it cannot be fixed"),
         ("", ["contrasts=1"], "edit contrasts in"),
+        ("", ["tuning.trials=4"], "the grid has 3 cells; leave trials out, or give tuning.sampler=tpe"),
+        ("", ["training.lr=1e-4"], "training.lr=1e-4 would be ignored where .*ratio.yaml says tuning.space.training.lr"),
+        (
+            "",
+            ["budget.parameters=1_000_000"],
+            "says budgets.parameters.budget.parameters: give budgets.parameters.budget.parameters=V",
+        ),
+        ("", ["budgets.parameters.training.lr=1"], "says tuning.space.training.lr"),
+        ("", ["budgets.flops.variant.align_fraction=1"], "varies variant.align_fraction, so it cannot be fixed"),
+        ("", ["budgets.flosp.budget.flops=1e8"], "did you mean 'flops'"),
+        ("", ["+training.lr=1e-4"], "would be ignored"),
+        ("", ["seed=99"], "seed=99 would be ignored: seeds=N"),
+        ("", ["evaluation.split=validation"], "would be ignored: tuning is scored on the validation split"),
+        ("", ["output.progress=true"], "would be ignored: output.root=FOLDER"),
     ],
 )
 def test_what_is_given_on_the_command_line_is_checked_too(file, edition, overrides, told):
     with pytest.raises(StudyError, match=told):
         read_study(file, edition, overrides)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("variant.placement=late", "says vary.where.late.variant.placement: edit the level there"),
+        ("flow.shifts.audio=2", "says vary.where.late.flow.shifts"),
+        ("flow/levels=uniform", "says vary.flow.levels"),
+        ("flow.shifts={video: 2, audio: 2}", "says vary.where.late.flow.shifts"),
+        ("variant={placement: late}", "says vary.where.late.variant.placement"),
+    ],
+)
+def test_a_key_that_some_levels_set_is_not_free(file, override, told):
+    levels = "[{where: {late: {variant.placement: late, flow.shifts: {audio: 3}}, plain: {}}}, {flow.levels: [uniform, lognorm]}]"
+    file.write_text(GOOD.replace("{variant.align_fraction: [0, 0.5, 1]}", levels).replace("{variant.align_fraction: 0}", "{}"))
+    with pytest.raises(StudyError, match=told):
+        read_study(file, overrides=[override])
+    assert read_study(file, overrides=["variant=unified", "flow.weights={audio: 2}"]).fixed["variant"] == "unified"
+
+
+def test_what_is_given_is_in_every_run_or_under_its_budget_alone(file):
+    study = read_study(file, overrides=["budgets.parameters.budget.parameters=1_000_000", "tuning=null", "training.lr=1e-4"])
+    told = {point.budget: load(study.overrides(point, 3)) for point in study.points}
+    assert {name: config.budget.parameters for name, config in told.items()} == {"parameters": 1_000_000, "flops": None}
+    assert {config.training.lr for config in told.values()} == {1e-4}
+    one = read_study(file, overrides=["budgets=flops", "world.rho=0.5"])
+    assert {point.settings["budget.flops"] for point in one.points} == {1e8}
+
+
+@pytest.mark.parametrize("setting", ["seed: 3", "evaluation.split: validation", "output.root: x"])
+@pytest.mark.parametrize("place", ["fixed: {", "parameters: {"])
+def test_a_study_sets_no_seed_split_or_folder_of_its_runs(file, place, setting):
+    file.write_text(GOOD.replace(place, f"{place}{setting}, ", 1))
+    with pytest.raises(StudyError, match=f"ratio.yaml: {setting.split(':')[0]} is not for a study to set"):
+        read_study(file)
 
 
 def test_optional_levels_that_are_not_here_are_left_out_and_said(file):
@@ -116,11 +169,25 @@ def test_optional_levels_that_are_not_here_are_left_out_and_said(file):
 
 
 def test_named_levels_set_several_keys_and_grids_add_up(file):
-    levels = "[{variant.align_fraction: [0, 1]}, {bridge: {open: {flow.coupling: independent, seed: 3}, shut: {}}}]"
+    levels = (
+        "[{variant.align_fraction: [0, 1]}, {bridge: {open: {flow.coupling: independent, flow.text_dropout: 0.2}, shut: {}}}]"
+    )
     file.write_text(GOOD.replace("{variant.align_fraction: [0, 0.5, 1]}", levels))
     study = read_study(file, overrides=["budgets=flops"])
     assert [point.label for point in study.points] == ["align_fraction=0", "align_fraction=1", "bridge=open", "bridge=shut"]
     assert study.points[2].settings["flow.coupling"] == "independent"
+
+
+def test_a_slope_is_a_lead_along_an_axis_under_each_budget(file):
+    text = GOOD.replace("{variant.align_fraction: [0, 0.5, 1]}", "{world.rho: [0.5, 0.9], variant: [unified, dual_tower]}")
+    file.write_text(text.replace("{against: {variant.align_fraction: 0}}", "{slopes: {world.rho: {variant: dual_tower}}}"))
+    study = read_study(file)
+    steps = tuple((rho, f"rho={rho}, variant=unified", f"rho={rho}, variant=dual_tower") for rho in (0.5, 0.9))
+    expected = [Contrast("variant=unified", "variant=dual_tower", budget, "world.rho", steps) for budget in study.budgets]
+    assert study.contrasts == tuple(expected)
+    file.write_text(file.read_text().replace("slopes: {world.rho: {variant: dual_tower}}", "slopes: {variant: {world.rho: 0.5}}"))
+    with pytest.raises(StudyError, match="a slope is along numbers, and variant lists others"):
+        read_study(file)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from nava_lab.study.statistics import (
     least_p,
     main_effects,
     paired,
+    paired_slopes,
     scale_dependent,
     scaling,
     sign_flip,
@@ -248,3 +249,32 @@ def test_equal_tuning_is_checked():
         "a: the best training.lr lies at the high end of its space, so widen it",
         "a: 2 of 8 tuning trials failed",
     ]
+
+
+def test_a_slope_of_paired_differences_is_the_regression_of_each_seed():
+    rng, x = np.random.default_rng(0), [0.5, 1.0, 2.0]
+    a, b = ({seed: rng.normal(size=3) for seed in range(9)} for _ in range(2))
+    steps = [
+        (value, {s: a[s][at] for s in range(9) if (s, at) != (8, 1)}, {s: b[s][at] for s in range(9)})
+        for at, value in enumerate(x)
+    ]
+    found = paired_slopes("a", "b", steps)
+    assert found.seeds == tuple(range(8))  # seed 8 lacks a step
+    expected = [stats.linregress(x, a[seed] - b[seed]).slope for seed in range(8)]
+    assert found.differences == pytest.approx(expected)
+    assert found.p == pytest.approx(float(sign_flip(expected)))
+    with pytest.raises(ValueError, match="a slope needs two values at least, not 1"):
+        paired_slopes("a", "b", steps[1:2])
+
+
+def test_slopes_of_noise_are_decided_no_oftener_than_is_said():
+    noise = np.random.default_rng(1).normal(size=(2, 400, 4, 8))  # a lead that is there, and does not change
+    lead = noise[0] - noise[1] + 0.5
+    x = np.array([0.5, 1, 1.5, 2])
+    p = [
+        paired_slopes(
+            "a", "b", [(at, dict(enumerate(row)), dict.fromkeys(range(8), 0.0)) for at, row in zip(x, part, strict=True)]
+        ).p
+        for part in lead
+    ]
+    assert np.mean(np.array(p) <= 0.05) == pytest.approx(0.047, abs=0.03)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,16 @@ class Seed:
         return self.folder / "checkpoints"
 
 
+@dataclass(frozen=True)
+class Sitting:
+    """What the trainings of one call share: parts, who is told, who watches, and how many seeds are computed at once."""
+
+    built: Parts
+    tell: Tell
+    watchers: Sequence[pl.Callback]
+    together: int
+
+
 def run_seeds(
     configs: Sequence[Config], tell: Tell = print, watchers: Sequence[pl.Callback] = (), together: int = 0
 ) -> list[Path]:
@@ -180,10 +191,10 @@ def run_seeds(
             tell(f"{len(runs) - len(left)} of {len(runs)} seeds already finished")
         untrained = [run for run in left if not (run.folder / "model.safetensors").exists()]
         for start, group in groups(untrained, tell):
-            failed |= _train(group, built, start, tell, watchers, together)
+            failed |= _train(group, start, Sitting(built, tell, watchers, min(together, len(group))))
         for run in left:
             if run.seed not in failed:
-                failed |= _tried(run, lambda run=run: score(run.config, run.folder, tell, built))  # type: ignore[misc]
+                failed |= _tried(run, partial(score, run.config, run.folder, tell, built))
     if failed:
         told = "; ".join(map(in_words, failed.values()))
         raise RunFailed(f"{len(failed)} of {len(runs)} seeds failed: {told}", type(next(iter(failed.values()))).__name__)
@@ -232,48 +243,36 @@ def _starts(run: Seed, tell: Tell) -> dict[int, Path | None]:
     return {**made, 0: None} if len(made) < 2 and early else made
 
 
-def _train(
-    group: Sequence[Seed],
-    built: Parts,
-    start: Mapping[int, Path],
-    tell: Tell,
-    watchers: Sequence[pl.Callback],
-    together: int,
-) -> dict[int, Exception]:
+def _train(group: Sequence[Seed], start: Mapping[int, Path], how: Sitting) -> dict[int, Exception]:
     """Train a group to the end; returns the seeds that fell on the way. What stops all of them is raised."""
     if len(group) == 1:
         run = group[0]
-        return _tried(run, lambda: train(run.config, built, run.folder, tell, watchers))
+        return _tried(run, partial(train, run.config, how.built, run.folder, how.tell, how.watchers))
     with ExitStack() as stack:
         for run in group:
             stack.enter_context(failures_written(run.folder, run.config))
-        fallen = train_together(group, built, start, tell, watchers, min(together, len(group)))
+        fallen = train_together(group, start, how)
     failed: dict[int, Exception] = {}
     for run in group:
         if run.seed in fallen:
-            failed |= _tried(run, lambda run=run: _raise(FloatingPointError(fallen[run.seed])))  # type: ignore[misc]
+            failed |= _tried(run, partial(_fell, fallen[run.seed]))
     return failed
 
 
-def _raise(error: Exception) -> None:
-    raise error
+def _fell(why: str) -> None:
+    """A seed's end in a training that went on without it, as its own training would have told it."""
+    raise FloatingPointError(why)
 
 
-def train_together(
-    group: Sequence[Seed],
-    built: Parts,
-    start: Mapping[int, Path],
-    tell: Tell,
-    watchers: Sequence[pl.Callback],
-    together: int,
-) -> dict[int, str]:
+def train_together(group: Sequence[Seed], start: Mapping[int, Path], how: Sitting) -> dict[int, str]:
     """Train several seeds from checkpoints of one step, or from the start, and save each one's averaged weights.
 
     Returns:
         The seeds that have fallen on the way, and why.
     """
+    tell, together = how.tell, how.together
     config, seeds, lead = group[0].config, [run.seed for run in group], group[0].folder
-    module = stacked_module(config, seeds, built, together, None if start else tell)
+    module = stacked_module(config, seeds, how.built, together, None if start else tell)
     folders = {run.seed: run.checkpoints for run in group}
     files = SeedFiles(folders, module.fallen, [start[seed] for seed in seeds if seed in start])
     plugins = [part for part in devices_of(config).plugins() if not isinstance(part, Files)]
@@ -281,15 +280,15 @@ def train_together(
     told = [SeedLogger(logger, seed) if logger else None for logger, seed in zip(loggers, seeds, strict=True)]
     clock = WallTime(seeds)
     logs = [SeedLog(run.folder / "metrics.jsonl", run.seed, one) for run, one in zip(group, told, strict=True)]
-    callbacks: list[pl.Callback] = [clock, *logs, *averaging(config.training), *watchers]
+    callbacks: list[pl.Callback] = [clock, *logs, *averaging(config.training), *how.watchers]
     if config.output.progress:
         callbacks.append(Progress(config.training.steps, f"{config.variant.name} s{','.join(map(str, seeds))}"))
     if config.training.checkpoints:
         callbacks.append(SeedCheckpoints(folders, config.training))
     trainer = trainer_of(config, lead, callbacks, [one for one in told if one is not None] or False, [*plugins, files])
     aside = set_aside(config, together)
-    how = f"{together} at once" if together > 1 else "in turns"
-    tell(f"{len(seeds)} seeds ({', '.join(map(str, seeds))}) in one training, {how}" + _without(aside))
+    pace = f"{together} at once" if together > 1 else "in turns"
+    tell(f"{len(seeds)} seeds ({', '.join(map(str, seeds))}) in one training, {pace}" + _without(aside))
     newest = start.get(seeds[0])
     for run in group:
         if run.seed in start:

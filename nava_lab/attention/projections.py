@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from nava_lab.layers.norms import RMSNorm
+
 QK_NORMS = ("full", "head", "none")
 
 
@@ -20,7 +22,7 @@ class QKNorm(nn.Module):
         if kind not in QK_NORMS:
             raise ValueError(f"qk_norm '{kind}' is not one of {', '.join(QK_NORMS)}")
         self.kind = kind
-        self.norm = nn.Identity() if kind == "none" else nn.RMSNorm(heads * head_dim if kind == "full" else head_dim, 1e-6)
+        self.norm = nn.Identity() if kind == "none" else RMSNorm(heads * head_dim if kind == "full" else head_dim, 1e-6)
 
     def forward(self, x: Float[Tensor, "b n h e"]) -> Float[Tensor, "b n h e"]:
         return self.norm(x.flatten(-2)).view(x.shape) if self.kind == "full" else self.norm(x)

@@ -229,10 +229,24 @@ class Spans:
         return tuple(self.lengths)
 
     def pack(self, x: Hidden) -> Tensor:
+        if isinstance(x, Row) and x.whole():
+            return x.packed
         return torch.cat([x[name] for name in self.lengths], 1) if len(self.lengths) > 1 else x[self.order[0]]
 
     def unpack(self, x: Tensor) -> dict[str, Tensor]:
-        return dict(zip(self.lengths, x.split(list(self.lengths.values()), 1), strict=True))
+        return Row(x, dict(zip(self.lengths, x.split(list(self.lengths.values()), 1), strict=True)))
+
+
+class Row(dict[str, Tensor]):
+    """The modalities of a packed row, which the next block finds still packed; whoever changes one of them has them apart."""
+
+    def __init__(self, packed: Tensor, parts: Mapping[str, Tensor]):
+        super().__init__(parts)
+        self.packed, self.parts = packed, dict(parts)
+
+    def whole(self) -> bool:
+        """Whether nothing was changed."""
+        return list(self) == list(self.parts) and all(self[name] is part for name, part in self.parts.items())
 
 
 def tag(module: nn.Module, group: str, owner: str | None = None) -> nn.Module:

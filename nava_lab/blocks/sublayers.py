@@ -6,6 +6,7 @@ Every sublayer works on a packed row of tokens (``b n d`` with ``Spans`` saying 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Protocol
 
 import torch
@@ -17,7 +18,7 @@ from nava_lab.attention.projections import Heads, Output, SelfProjection, kv_hea
 from nava_lab.blocks.base import CONDITIONING, Dims, Given, PerModality, Spans, tag
 from nava_lab.blocks.options import Traits
 from nava_lab.layers.feed_forward import feed_forward
-from nava_lab.layers.modulation import ModulationTable, OwnModulation, modulate
+from nava_lab.layers.modulation import ModulationTable, OwnModulation, PerSpan, Vector, gated, modulate
 from nava_lab.layers.norms import norm
 from nava_lab.layers.rotary import Table, rotate
 from nava_lab.streams import TEXT
@@ -36,7 +37,7 @@ class Norms(nn.Module):
 
 
 class Modulation(nn.Module):
-    """The block's modulation vectors for a packed row: each ``b 1 d`` where one set serves all tokens, else ``b n d``."""
+    """The block's modulation vectors for a packed row: each ``b 1 d`` where one set serves all tokens, else by span."""
 
     def __init__(self, names: Sequence[str], dims: Dims, split: bool, traits: Traits, gate: float = 1.0):
         super().__init__()
@@ -45,18 +46,21 @@ class Modulation(nn.Module):
         self.vectors = traits.vectors
         self.tables = PerModality(names, split, lambda name: made(dims.widths[name], traits.vectors, gate))
 
-    def forward(self, given: Given, spans: Spans) -> list[Tensor]:
+    def forward(self, given: Given, spans: Spans) -> list[Vector]:
         source = given.levels if self.own else given.modulation
-        signals = {name: source[name] if self.own else source[name][..., : self.vectors, :] for name in spans.order}
-        first = next(iter(source[name] for name in spans.order))
-        if not self.tables.split and all(source[name] is first for name in spans.order) and first.shape[1] == 1:
-            return list(self.tables[spans.order[0]](signals[spans.order[0]]))
-        each = [self.tables[name](signals[name]) for name in spans.order]
-        lengths = spans.lengths.values()
-        return [
-            torch.cat([part.expand(-1, length, -1) for part, length in zip(vector, lengths, strict=True)], 1)
-            for vector in zip(*each, strict=True)
-        ]
+        alike = [list(run) for _, run in groupby(spans.order, lambda name: self._alike(name, source[name]))]
+        each = [self.tables[run[0]](self._signal(source[run[0]])) for run in alike]
+        if len(alike) == 1:
+            return list(each[0])
+        lengths = tuple(sum(spans.lengths[name] for name in run) for run in alike)
+        return [PerSpan(lengths, vector) for vector in zip(*each, strict=True)]
+
+    def _signal(self, source: Tensor) -> Tensor:
+        return source if self.own else source[..., : self.vectors, :]
+
+    def _alike(self, name: str, source: Tensor) -> object:
+        """What neighbours in a row have in common who can do with one set of vectors."""
+        return name if self.tables.split or source.shape[1] != 1 else id(source)
 
 
 class SelfAttention(nn.Module):
@@ -202,27 +206,27 @@ class Parts(Protocol):
     feed_forward: FeedForward
 
 
-def attended(parts: Parts, x: Tensor, spans: Spans, given: Given, vectors: Sequence[Tensor]) -> Tensor:
+def attended(parts: Parts, x: Tensor, spans: Spans, given: Given, vectors: Sequence[Vector]) -> Tensor:
     """``x + gate * attention(modulate(norm(x)))``; without vectors, no gate and no modulation."""
     if not vectors:
         return x + parts.attention(parts.norm1(x, spans), spans, given)
     shift, scale, gate = vectors[:3]
-    return x + gate * parts.attention(modulate(parts.norm1(x, spans), shift, scale), spans, given)
+    return gated(x, gate, parts.attention(modulate(parts.norm1(x, spans), shift, scale), spans, given))
 
 
-def told(parts: Parts, x: Tensor, spans: Spans, given: Given, vectors: Sequence[Tensor]) -> Tensor:
+def told(parts: Parts, x: Tensor, spans: Spans, given: Given, vectors: Sequence[Vector]) -> Tensor:
     """``x + text_attention(norm(x))``, with shift, scale and gate of its own where the text is modulated."""
     if parts.text is None or parts.text_norm is None:
         return x
     if len(vectors) < 9:
         return x + parts.text(parts.text_norm(x, spans), spans, given)
     shift, scale, gate = vectors[6:9]
-    return x + gate * parts.text(modulate(parts.text_norm(x, spans), shift, scale), spans, given)
+    return gated(x, gate, parts.text(modulate(parts.text_norm(x, spans), shift, scale), spans, given))
 
 
-def fed(parts: Parts, x: Tensor, spans: Spans, vectors: Sequence[Tensor]) -> Tensor:
+def fed(parts: Parts, x: Tensor, spans: Spans, vectors: Sequence[Vector]) -> Tensor:
     """``x + gate * feed_forward(modulate(norm(x)))``."""
     if not vectors:
         return x + parts.feed_forward(parts.norm2(x, spans), spans)
     shift, scale, gate = vectors[3:6]
-    return x + gate * parts.feed_forward(modulate(parts.norm2(x, spans), shift, scale), spans)
+    return gated(x, gate, parts.feed_forward(modulate(parts.norm2(x, spans), shift, scale), spans))

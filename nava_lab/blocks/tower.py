@@ -20,6 +20,7 @@ from nava_lab.blocks.base import EXCHANGE, Dims, ExchangeLevels, Given, Hidden, 
 from nava_lab.blocks.cross_bridge import Cross
 from nava_lab.blocks.options import BlockOptions
 from nava_lab.blocks.sublayers import FeedForward, Modulation, Norms, SelfAttention, TextAttention, attended, fed, told
+from nava_lab.layers.modulation import Vector
 from nava_lab.registry import blocks
 
 
@@ -70,14 +71,14 @@ class _Storey(nn.Module):
         self.norm2 = Norms(names, dims, False, not modulated, config.norm)
         self.feed_forward = FeedForward(names, dims, False, config)
 
-    def vectors(self, given: Given, spans: Spans) -> list[Tensor]:
+    def vectors(self, given: Given, spans: Spans) -> list[Vector]:
         return [] if self.modulation is None else self.modulation(given, spans)
 
-    def before_bridge(self, x: Tensor, spans: Spans, given: Given, vectors: Sequence[Tensor]) -> Tensor:
+    def before_bridge(self, x: Tensor, spans: Spans, given: Given, vectors: Sequence[Vector]) -> Tensor:
         x = attended(self, x, spans, given, vectors)
         return told(self, x, spans, given, vectors)
 
-    def after_bridge(self, x: Tensor, spans: Spans, given: Given, vectors: Sequence[Tensor]) -> Tensor:
+    def after_bridge(self, x: Tensor, spans: Spans, given: Given, vectors: Sequence[Vector]) -> Tensor:
         return fed(self, x, spans, vectors)
 
 
@@ -88,7 +89,7 @@ class _Experts(nn.Module):
         super().__init__()
         self.low, self.high = _Storey(config, dims), idle(_Storey(config, dims))
 
-    def vectors(self, given: Given, spans: Spans) -> tuple[list[Tensor], list[Tensor]]:
+    def vectors(self, given: Given, spans: Spans) -> tuple[list[Vector], list[Vector]]:
         assert given.high is not None
         return self.low.vectors(given, spans), self.high.vectors(given.high, spans)
 

@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from nava_lab.flow.draws import Draws
-from nava_lab.flow.path import PREDICTIONS, as_velocity, interpolate, velocity
+from nava_lab.flow.error import squared_error
+from nava_lab.flow.path import PREDICTIONS, interpolate
 from nava_lab.flow.weighting import Even, LevelWeight
 from nava_lab.streams import Batch, Stream
 
@@ -58,8 +59,8 @@ class Objective:
         outputs = network(noisy, draws.levels, draws.shown(batch.text), draws.cut)
         losses = {}
         for name, stream in batch.streams.items():
-            predicted = as_velocity(outputs[name], noisy[name].tokens, draws.levels[name], self.prediction)
-            error = (predicted - velocity(stream.tokens, draws.noise[name])).square().mean(-1)
+            x, noise, level = noisy[name].tokens, draws.noise[name], draws.levels[name]
+            error = squared_error(outputs[name], x, stream.tokens, noise, level, self.prediction)
             weight = self.weighting(draws.levels[name]).to(error.dtype)
             error = error * (weight if weight.ndim == 2 else weight.unsqueeze(-1))
             losses[name] = _over(error, self._counted(stream, draws.clean.get(name)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -25,8 +26,7 @@ def broadcast(level: Float[Tensor, "b *n"], like: Float[Tensor, "b n c"]) -> Flo
 
 def interpolate(x0: Tensor, eps: Tensor, level: Tensor) -> Tensor:
     """The point at ``level`` on the path from ``x0`` to ``eps``; at level 0 and 1 exactly the one and the other."""
-    t = broadcast(level, x0)
-    return (1 - t) * x0 + t * eps
+    return torch.lerp(x0, eps, broadcast(level, x0))
 
 
 def renoised(x: Tensor, noise: Tensor, level: float, raised: float) -> Tensor:
@@ -79,4 +79,16 @@ def as_velocity(output: Tensor, x: Tensor, level: Tensor, prediction: str) -> Te
         return velocity_from_x0(x, output, level)
     if prediction == "eps":
         return velocity_from_eps(x, output, level)
+    raise ValueError(f"flow.prediction={prediction} is not one of {', '.join(PREDICTIONS)}")
+
+
+def velocity_slope(level: Tensor, like: Tensor, prediction: str, least: float = LEAST_LEVEL) -> Tensor:
+    """What ``as_velocity`` multiplies an output by, ``b 1|n 1``."""
+    if prediction == "velocity":
+        return like.new_ones(1, 1, 1)
+    t = broadcast(level, like)
+    if prediction == "x0":
+        return t.clamp(min=least).reciprocal().neg()
+    if prediction == "eps":
+        return (1 - t).clamp(min=least).reciprocal()
     raise ValueError(f"flow.prediction={prediction} is not one of {', '.join(PREDICTIONS)}")

@@ -7,11 +7,14 @@ learned table of its own.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import silu
+
+from nava_lab.layers.fused import gated_spans, modulated_spans
 
 
 def level_features(level: Float[Tensor, "*b"], width: int, fastest: float = 1000.0) -> Float[Tensor, "*b w"]:
@@ -82,5 +85,30 @@ class OwnModulation(nn.Module):
         return self.linear(silu(embedded)).unflatten(-1, (self.vectors, -1)).unbind(-2)
 
 
-def modulate(x: Float[Tensor, "b n d"], shift: Tensor, scale: Tensor) -> Float[Tensor, "b n d"]:
-    return torch.addcmul(shift, x, 1 + scale)
+@dataclass(frozen=True)
+class PerSpan:
+    """A modulation vector of a packed row whose spans of tokens have each their own.
+
+    Attributes:
+        lengths: tokens of each span; they add up to the row.
+        parts: ``b 1|length d`` each.
+    """
+
+    lengths: tuple[int, ...]
+    parts: tuple[Tensor, ...]
+
+
+Vector = Tensor | PerSpan  # "b 1|n d"
+
+
+def modulate(x: Float[Tensor, "b n d"], shift: Vector, scale: Vector) -> Float[Tensor, "b n d"]:
+    """``shift + x (1 + scale)``."""
+    if isinstance(shift, PerSpan) and isinstance(scale, PerSpan):
+        return modulated_spans(x, shift.lengths, shift.parts, scale.parts)
+    return modulated_spans(x, x.shape[1:2], (shift,), (scale,))  # type: ignore[arg-type]
+
+
+def gated(x: Float[Tensor, "b n d"], gate: Vector, y: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+    """``x + gate y``."""
+    lengths, gates = (gate.lengths, gate.parts) if isinstance(gate, PerSpan) else (x.shape[1:2], (gate,))
+    return gated_spans(x, y, lengths, gates)

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nava_lab.layers.fused import eager, turned, turns_as_complex
 from nava_lab.streams import ModalitySpec
 
 Table = tuple[Tensor, Tensor]  # cosines and signed sines, each "b n 1|h e"
@@ -166,6 +167,15 @@ def _frequencies(width: int, theta: float, device: torch.device) -> Float[Tensor
 
 def rotate(x: Float[Tensor, "b n h e"], table: Table) -> Float[Tensor, "b n h e"]:
     """Turn each neighbouring pair of channels by its token's angle."""
+    cos, sin = table
+    if eager(x, cos, sin) and turns_as_complex(x):
+        turns = torch.complex(cos[..., ::2], sin[..., 1::2])
+        return turned(x, turns.expand(*turns.shape[:2], x.shape[2], -1).contiguous())
+    return plain_rotate(x, table)
+
+
+def plain_rotate(x: Float[Tensor, "b n h e"], table: Table) -> Float[Tensor, "b n h e"]:
+    """The same, written out."""
     cos, sin = table
     swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
     return (x * cos + swapped * sin).to(x.dtype)

@@ -8,4 +8,5 @@ BENCHES = {
     "devices": "nava_lab.bench.devices",
     "seeds": "nava_lab.bench.seeds",
     "sampler": "nava_lab.bench.sampler",
+    "step": "nava_lab.bench.step",
 }

@@ -1,0 +1,114 @@
+"""How a step's time grows with tokens, depth and width: fitted exponents, and what each should be.
+
+One thing moves at a time, the size being given (``budget.width``, ``budget.hidden``), so that no budget takes it back. Points of
+a series take turns in every round, each its median; the exponent is the slope of log time on log size. Below 1 is a cost that
+does not grow (Python, launches); above what is expected would be a cost that grows where it should not.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from nava_lab.bench.subject import Subject
+from nava_lab.config import Config, load
+from nava_lab.report.table import number
+from nava_lab.study.build import parts
+
+FACTORS = (1, 2, 4)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What moves.
+
+    Attributes:
+        name: in the table.
+        most: the largest exponent that its cost may have: 1 where it should be linear; a matrix product has two widths.
+        overrides: config keys at a factor of the smallest size; none where the config has no such thing.
+    """
+
+    name: str
+    most: float
+    overrides: Callable[[Config, int], list[str]]
+
+
+def _sized(config: Config, factor: int = 1, down: int = 1) -> list[str]:
+    """The solved size, times a factor; half of it is the smallest of the widths."""
+    size = parts(config).solution.size
+    width = max(16, size.width // down // 16 * 16) * factor
+    return [f"budget.width={width}", f"budget.hidden={max(16, size.hidden // down // 16 * 16) * factor}"]
+
+
+def _tokens(config: Config, factor: int) -> list[str]:
+    seconds = getattr(config.world, "duration_s", None)
+    return [] if seconds is None else [f"world.duration_s={seconds * factor}", *_sized(config)]
+
+
+AXES = (
+    Axis("tokens", 1.15, _tokens),  # attention's logits grow faster, and are few at these lengths
+    Axis("depth", 1.0, lambda config, factor: [f"variant.depth={max(2, config.variant.depth // 2) * factor}", *_sized(config)]),
+    Axis("width", 2.0, lambda config, factor: _sized(config, factor, 2)),
+    Axis("batch", 1.0, lambda config, factor: [f"training.batch_size={max(2, config.training.batch_size // 2) * factor}"]),
+)
+
+
+def scaled(config: Config, overrides: Sequence[str], rounds: int, tell: Callable[[str], None]) -> list[dict[str, Any]]:
+    """One line per axis: the points, and the exponent that fits them."""
+    made = []
+    for axis in AXES:
+        chosen = [axis.overrides(config, factor) for factor in FACTORS]
+        if not all(chosen):
+            tell(f"{axis.name}: world {config.world.name} has no setting for it")
+            continue
+        tell(f"{config.variant.name}: {axis.name}, " + ", ".join(part[0] for part in chosen))
+        subjects = [Subject(load([*overrides, *part])) for part in chosen]
+        times: list[list[float]] = [[] for _ in subjects]
+        for turn in range(rounds + 1):
+            for own, subject in zip(times, subjects, strict=True):
+                seconds = sum(subject.step().values())
+                if turn:
+                    own.append(seconds)
+        medians = [statistics.median(own) for own in times]
+        points = [
+            {"factor": f, "setting": part[0], "step_ms": 1e3 * m} for f, part, m in zip(FACTORS, chosen, medians, strict=True)
+        ]
+        made.append(
+            {
+                "variant": config.variant.name,
+                "axis": axis.name,
+                "points": points,
+                "exponent": slope(FACTORS, medians),
+                "most": axis.most,
+            }
+        )
+    return made
+
+
+def slope(sizes: Sequence[float], times: Sequence[float]) -> float:
+    """Least squares of log time on log size."""
+    x, y = [math.log(size) for size in sizes], [math.log(time) for time in times]
+    return statistics.linear_regression(x, y).slope
+
+
+def show_scaling(series: Sequence[dict[str, Any]]) -> None:
+    """The table, and what grows faster than it should."""
+    table = Table(title="a training step's time, one thing doubled twice; ms", title_justify="left")
+    for column in ("variant", "axis", *(f"x {factor}" for factor in FACTORS), "exponent", "at most"):
+        table.add_column(column, justify="left" if column in ("variant", "axis") else "right")
+    for line in series:
+        points = [number(point["step_ms"], 1) for point in line["points"]]
+        table.add_row(line["variant"], line["axis"], *points, number(line["exponent"], 2), number(line["most"], 2))
+    console = Console()
+    console = console if console.is_terminal else Console(width=112)
+    console.print(table)
+    over = [
+        f"{line['variant']} over {line['axis']}: {line['exponent']:.2f}" for line in series if line["exponent"] > line["most"]
+    ]
+    console.print(f"grows faster than it should: {'; '.join(over) or 'nothing'}", soft_wrap=True, highlight=False)

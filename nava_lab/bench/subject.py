@@ -1,0 +1,169 @@
+"""One variant's training step as the bench takes it apart: clips and draws, forward, backward, optimiser.
+
+The step is written out instead of run by Lightning, so that its parts can be timed; what Lightning's loop adds is measured apart.
+The optimiser's part is all that comes after the gradients: clipping, AdamW, the average of the weights, emptying the gradients.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from nava_lab.bench.products import Product, recorded
+from nava_lab.config import Config
+from nava_lab.rng import generators, stable_seed
+from nava_lab.study.build import network, parts
+from nava_lab.study.run import device_of
+from nava_lab.training.data import WorldData
+from nava_lab.training.module import GenerativeModule
+
+PHASES = ("data", "forward", "backward", "optimiser")
+
+
+class Subject:
+    """A variant at its size, ready to train.
+
+    Args:
+        config: as for ``nava train``.
+        label: its row in the table.
+    """
+
+    def __init__(self, config: Config, label: str = ""):
+        config.world.prepare()
+        self.config, self.device = config, device_of(config)
+        self.label = label or config.variant.name
+        torch.manual_seed(stable_seed("init", config.seed))
+        self.built = parts(config)
+        self.module = self._module().to(self.device)
+        self.model = self.module.network
+        if config.trainer.compile:
+            self.model.compile()
+        self.optimizer: torch.optim.AdamW = self.module.configure_optimizers()["optimizer"]
+        self.average = [part.detach().clone() for part in self.model.parameters()]
+        self.parameters = sum(part.numel() for part in self.model.parameters())
+        self.steps = 0
+
+    def _module(self) -> GenerativeModule:
+        config, built = self.config, self.built
+        return GenerativeModule(network(config, built.solution), built.objective, built.drawing, config.training, config.seed)
+
+    @property
+    def batch_size(self) -> int:
+        return self.config.training.batch_size
+
+    def now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def reduced(self) -> torch.autocast:
+        """The precision that the config trains in."""
+        wanted = str(self.config.trainer.precision).startswith("bf16")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=wanted)
+
+    def step(self) -> dict[str, float]:
+        """One step on the next clips; seconds of each phase."""
+        moments = [self.now()]
+        index = torch.arange(self.steps * self.batch_size, (self.steps + 1) * self.batch_size, device=self.device)
+        batch = self.config.world.batch("train", index)
+        draws = self.built.drawing(batch.streams, generators("bench", 0, batch.index.tolist()))
+        moments.append(self.now())
+        objective = self.built.objective
+        with self.reduced():
+            loss = objective.total(objective.per_sample(self.model, batch, draws), objective.counts(batch, draws))
+        moments.append(self.now())
+        loss.backward()
+        moments.append(self.now())
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.training.clip_norm)
+        self.optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(self.average, list(self.model.parameters()), 0.01)
+        self.optimizer.zero_grad()
+        moments.append(self.now())
+        self.steps += 1
+        return dict(zip(PHASES, (after - before for before, after in pairwise(moments)), strict=True))
+
+    def products(self) -> Counter[Product]:
+        """The matrix products of one step."""
+        with recorded() as found:
+            self.step()
+        return found
+
+    def peak(self) -> int:
+        """Bytes at the fullest moment of a step: what is there before it (weights, their average, moments), and on top of that
+        what the step has asked for and not yet given back."""
+        held: list[Tensor] = [*self.model.parameters(), *self.average]
+        held += [part for state in self.optimizer.state.values() for part in state.values() if isinstance(part, Tensor)]
+        before = sum(part.numel() * part.element_size() for part in held)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+            self.step()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.step()
+            return torch.cuda.max_memory_allocated(self.device)
+        events = [event for event in watched.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
+        most = now = 0
+        for event in sorted(events, key=lambda event: event.start_ns()):
+            now += event.nbytes()
+            most = max(most, now)
+        return before + most
+
+    def profile(self, folder: Path) -> list[Path]:
+        """Three steps under torch's profiler: a trace for chrome://tracing or Perfetto, and a table of the dearest operators."""
+        folder.mkdir(parents=True, exist_ok=True)
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.device.type == "cuda" else [])]
+        with profile(activities=activities, record_shapes=True) as watched:
+            for _ in range(3):
+                self.step()
+        trace, table = folder / f"{self.label}.json", folder / f"{self.label}.txt"
+        watched.export_chrome_trace(str(trace))
+        by = "self_cuda_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
+        shown = watched.key_averages(group_by_input_shape=True).table(sort_by=by, row_limit=60, max_shapes_column_width=60)
+        table.write_text(shown, encoding="utf-8")
+        return [trace, table]
+
+    def under_lightning(self, steps: int) -> float:
+        """Median seconds of a step when Lightning's Trainer runs it, data and all, without logger and checkpoints."""
+        training = replace(self.config.training, steps=steps, validations=0, checkpoints=0)
+        watch, machine = _Watch(self.now), self.config.trainer
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = pl.Trainer(
+                max_steps=steps,
+                max_epochs=-1,
+                accelerator=machine.accelerator,
+                devices=1,
+                precision=machine.precision,  # type: ignore[arg-type]
+                gradient_clip_val=training.clip_norm,
+                callbacks=[watch],
+                logger=False,
+                limit_val_batches=0,
+                num_sanity_val_steps=0,
+                enable_model_summary=False,
+                enable_progress_bar=False,
+                enable_checkpointing=False,
+                default_root_dir=folder,
+            )
+            trainer.fit(self._module(), WorldData(self.config.world, training, self.config.seed))
+        between = sorted(after - before for before, after in pairwise(watch.moments[2:]))
+        return between[len(between) // 2]
+
+
+class _Watch(pl.Callback):
+    """Notes when each step ends."""
+
+    def __init__(self, now: Callable[[], float]):
+        self.now, self.moments = now, list[float]()
+
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        self.moments.append(self.now())

@@ -1,0 +1,99 @@
+"""``nava bench step``: the floor counted by hand, the table's identities, what is refused. Its ratios belong to a quiet machine."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nava_lab.bench import BENCHES, products, step
+from nava_lab.bench.products import Product, Spec, alone, flops, recorded
+from nava_lab.bench.scaling import slope
+from nava_lab.bench.step import main, missed
+
+SMALL = [
+    "budget.width=16",
+    "budget.hidden=16",
+    "budget.parameters=null",
+    "variant.depth=1",
+    "training.batch_size=2",
+    "trainer=cpu",
+]
+
+
+def test_products_counted_by_hand():
+    """Two linear layers of 3 -> 5 -> 4 on 7 rows and one attention: each layer is one product forward, and backward one for
+    its weights and, but for the first layer, one for its input."""
+    x, first, second = torch.randn(7, 3), torch.nn.Linear(3, 5), torch.nn.Linear(5, 4)
+    q = torch.randn(1, 2, 6, 8, requires_grad=True)
+    with recorded() as found:
+        out = second(torch.relu(first(x)))
+        attended = F.scaled_dot_product_attention(q, q, q)
+        (out.sum() + attended.sum()).backward()
+    kinds = {kind: sum(count for one, count in found.items() if one.kind == kind) for kind in {one.kind for one in found}}
+    assert kinds == {"mm": 5, "attention": 1, "attention_backward": 1}
+    linear = 2 * 7 * (3 * 5 + 5 * 4)
+    logits = 2 * 2 * 6 * 6 * 8  # of two heads, one product
+    assert flops(found) == linear + (linear + 2 * 7 * 5 * 4) + 2 * logits + 5 * logits
+    alone(found)()
+
+
+def test_a_product_is_made_as_it_was_called():
+    layout = Spec.of(torch.randn(4, 6)[:, ::2].mT)
+    assert layout.shape == (3, 4)
+    assert layout.made().stride() == layout.stride == (2, 6)
+    assert Product("mm", (layout, Spec.of(torch.randn(4, 5)))).call()().shape == (3, 5)
+    with recorded() as found:
+        torch.nn.Conv1d(2, 3, 3, bias=False)(torch.randn(1, 2, 8)).sum().backward()
+    assert {one.kind for one in found} == {"convolution", "convolution_backward"}
+    alone(found)()
+
+
+def test_a_row_adds_up(capsys):
+    code = main(["variant=unified,dual_tower", *SMALL, "--rounds=1", "--json"])
+    made = json.loads(capsys.readouterr().out)
+    assert [row["variant"] for row in made["rows"]] == ["unified", "dual_tower"]
+    for row in made["rows"]:
+        assert row["step_ms"] == pytest.approx(sum(row[f"{name}_ms"] for name in ("data", "forward", "backward", "optimiser")))
+        assert row["to_floor"] == pytest.approx(row["step_ms"] / row["floor_ms"])
+        assert row["samples_per_s"] == pytest.approx(2000 / row["step_ms"])
+        for peer in row["peers"].values():
+            assert peer["ratio"] == pytest.approx(peer["ours_ms"] / peer["theirs_ms"])
+        assert set(row["peers"]) == {"Wan", "LTX-2"}
+        # No gradient goes into the tokens themselves: of the embedders' three products one is never made.
+        assert 0.85 < row["floor_flops"] / row["budget_flops"] < 1.02
+        assert row["peak_bytes"] > 4 * 4 * row["parameters"]  # weights, their average, two moments
+        assert row["mfu"] is None
+    assert [row["target"] for row in made["rows"]] == [1.6, 1.9]
+    assert made["missed"] == missed(made["rows"])
+    assert code == int(bool(made["missed"]))
+
+
+def test_what_misses_its_target_is_named(monkeypatch, capsys):
+    row = {"variant": "a", "to_floor": 1.7, "target": 1.6, "peers": {"Wan": {"ratio": 0.96}, "LTX-2": {"ratio": 0.95}}}
+    assert missed([row]) == ["a 1.70 x floor (at most 1.6)", "a 0.96 x Wan (at most 0.95)"]
+    assert missed([{**row, "to_floor": 1.6, "peers": {}}]) == []
+
+
+def test_profiles_are_written(tmp_path):
+    assert main(["variant=unified", *SMALL, f"--profile={tmp_path / 'made'}"]) == 0
+    assert json.loads((tmp_path / "made" / "unified.json").read_text())["traceEvents"]
+    assert "aten::addmm" in (tmp_path / "made" / "unified.txt").read_text()
+
+
+def test_scaling_fits_a_slope(capsys):
+    assert slope((1, 2, 4), (3.0, 6.0, 12.0)) == pytest.approx(1)
+    assert main(["variant=unified", "world=gaussian", *SMALL, "--scaling", "--rounds=1", "--json"]) == 0
+    series = {line["axis"]: line for line in json.loads(capsys.readouterr().out)["scaling"]}
+    assert set(series) == {"depth", "width", "batch"}  # this world has no length in seconds
+    assert [point["setting"] for point in series["depth"]["points"]] == [f"variant.depth={depth}" for depth in (2, 4, 8)]
+    assert [point["setting"] for point in series["width"]["points"]] == [f"budget.width={width}" for width in (16, 32, 64)]
+    assert series["depth"]["exponent"] == pytest.approx(slope((1, 2, 4), [p["step_ms"] for p in series["depth"]["points"]]))
+
+
+def test_what_is_not_known_is_refused():
+    for wrong, said in (("--round=3", "no option --round"), ("--rounds=0", "at least 1"), ("unified", "no option unified")):
+        with pytest.raises(ValueError, match=said):
+            main([wrong])
+    assert BENCHES["step"] == step.__name__ == "nava_lab.bench.step"
+    assert products.__doc__

@@ -1,0 +1,128 @@
+"""Each formula of ``layers.fused`` and of the velocity error against its plain twin: values and gradients, in float64."""
+
+import pytest
+import torch
+from torch.func import functional_call, grad, vmap
+
+from nava_lab.flow.error import plain_squared_error, squared_error
+from nava_lab.flow.path import PREDICTIONS
+from nava_lab.layers import fused
+from nava_lab.layers.norms import norm
+from nava_lab.layers.rotary import plain_rotate, rotate
+
+
+def drawn(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def vectors(*lengths, each=()):
+    """A vector per span: one for all of its tokens, or one for each of them where the span is in ``each``."""
+    return [drawn(2, length if at in each else 1, 6) for at, length in enumerate(lengths)]
+
+
+def cases():
+    """Name, formula, twin, inputs."""
+    torch.manual_seed(0)
+    wide = drawn(2, 5, 18)
+    x = drawn(2, 5, 6)
+    angle = drawn(1, 5, 1, 4).repeat_interleave(2, -1)
+    table = (angle.cos(), angle.sin() * torch.tensor([-1.0, 1.0]).repeat(4).double())
+    yield "rms", lambda a, w: fused.rms_norm(a, w, 1e-6), lambda a, w: fused.plain_rms_norm(a, w, 1e-6), [x, drawn(6)]
+    yield "rms without weight", lambda a: fused.rms_norm(a, None, 1e-6), lambda a: fused.plain_rms_norm(a, None, 1e-6), [x]
+    yield (
+        "rms of a part",
+        lambda a, w: fused.rms_norm(a[..., 6:12], w, 1e-6),
+        lambda a, w: fused.plain_rms_norm(a[..., 6:12], w, 1e-6),
+        [wide, drawn(6)],
+    )
+    yield (
+        "rms of heads",
+        lambda a, w: fused.rms_norm(a, w, 1e-6),
+        lambda a, w: fused.plain_rms_norm(a, w, 1e-6),
+        [drawn(2, 5, 3, 6), drawn(6)],
+    )
+    yield "gelu", fused.gelu, fused.plain_gelu, [3 * x]
+    yield "rotate", lambda a: rotate(a, table), lambda a: plain_rotate(a, table), [drawn(2, 5, 3, 8)]
+    for lengths, each in (((5,), ()), ((3, 2), ()), ((3, 0, 2), (0,))):
+        own = [x, *vectors(*lengths, each=each), *vectors(*lengths)]
+        n = len(lengths)
+        for name, call in (("modulated", fused.modulated_spans), ("plain", fused.plain_modulated_spans)):
+            made = lambda a, *v, call=call, lengths=lengths, n=n: call(a, lengths, v[:n], v[n:])  # noqa: E731
+            kept = made if name == "modulated" else kept
+            plain = made
+        yield f"modulated {lengths}", kept, plain, own
+        yield (
+            f"gated {lengths}",
+            lambda a, b, *v, lengths=lengths: fused.gated_spans(a, b, lengths, v),
+            lambda a, b, *v, lengths=lengths: fused.plain_gated_spans(a, b, lengths, v),
+            [x, drawn(2, 5, 6), *vectors(*lengths, each=each)],
+        )
+    for prediction in PREDICTIONS:
+        for level in (torch.tensor([0.01, 0.7]).double(), torch.rand(2, 5).double()):
+            rest = [drawn(2, 5, 6) for _ in range(3)]
+            yield (
+                f"error of {prediction} {level.ndim}",
+                lambda out, rest=rest, level=level, prediction=prediction: squared_error(out, *rest, level, prediction),
+                lambda out, rest=rest, level=level, prediction=prediction: plain_squared_error(out, *rest, level, prediction),
+                [x],
+            )
+
+
+CASES = {name: rest for name, *rest in cases()}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_values_and_gradients_are_the_twin_s(name):
+    formula, twin, inputs = CASES[name]
+    mine, theirs = ([part.clone().requires_grad_() for part in inputs] for _ in range(2))
+    made, wanted = formula(*mine), twin(*theirs)
+    assert type(made.grad_fn).__name__ != type(wanted.grad_fn).__name__  # the formula was taken, not its twin
+    torch.testing.assert_close(made, wanted)
+    weight = torch.randn_like(wanted)
+    for ours, other in zip(*(torch.autograd.grad(y, x, weight) for y, x in ((made, mine), (wanted, theirs))), strict=True):
+        torch.testing.assert_close(ours, other)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_inputs_stay_as_they_were(name):
+    formula, _, inputs = CASES[name]
+    before = [part.clone() for part in inputs]
+    given = [part.requires_grad_() for part in inputs]
+    made = formula(*given)
+    made.backward(torch.ones_like(made))
+    for part, old in zip(inputs, before, strict=True):
+        part.requires_grad_(False)
+        part.grad = None
+        assert torch.equal(part, old)
+
+
+def test_long_activations_are_taken_in_pieces():
+    x = torch.randn(3, fused.AT_ONCE + 7, requires_grad=True)
+    made, wanted = fused.gelu(x), fused.plain_gelu(x)
+    torch.testing.assert_close(made, wanted)
+    weight = torch.randn_like(x)
+    torch.testing.assert_close(*(torch.autograd.grad(y, x, weight)[0] for y in (made, wanted)), atol=2e-6, rtol=1e-5)
+
+
+def test_a_planted_mistake_is_found(monkeypatch):
+    """A derivative that forgets the cubic term, a norm that forgets its mean."""
+    monkeypatch.setattr(fused, "CUBIC", 0.04)
+    with pytest.raises(AssertionError):
+        test_values_and_gradients_are_the_twin_s("gelu")
+
+
+def test_transforms_and_other_types_take_the_twin():
+    """Under torch.func, autocast and in half precision nothing here stands in the way."""
+    layer = norm("rms", 6, True)
+    x = torch.randn(4, 3, 6)
+    weights = {"weight": torch.rand(2, 6)}
+    one = lambda w, part: functional_call(layer, w, part).square().sum()  # noqa: E731
+    each = vmap(grad(one), (0, None))(weights, x)["weight"]
+    for row in range(2):
+        own = weights["weight"][row].clone().requires_grad_()
+        fused.rms_norm(x, own, layer.eps).square().sum().backward()
+        torch.testing.assert_close(each[row], own.grad)
+    assert not fused.eager(x.bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not fused.eager(x)
+    assert not fused.eager(x, x.double())

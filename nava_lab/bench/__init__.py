@@ -8,5 +8,6 @@ BENCHES = {
     "devices": "nava_lab.bench.devices",
     "seeds": "nava_lab.bench.seeds",
     "sampler": "nava_lab.bench.sampler",
+    "start": "nava_lab.bench.start",
     "step": "nava_lab.bench.step",
 }

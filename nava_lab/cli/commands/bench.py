@@ -5,6 +5,7 @@ from __future__ import annotations
 USAGE = """\
   nava bench step [variant=A,B] [KEY=VALUE ...]   a training step by parts, against its matrix products and diffusers
                                       [--scaling] [--rounds N] [--no-peers] [--profile FOLDER] [--json]
+  nava bench start [KEY=VALUE ...]    seconds to the first training step, by parts    [--cold] [--repeats=N] [--json]
   nava bench sampler [KEY=VALUE ...]  overhead of each solver over bare model evaluations  [--json] [--batch-size N]
   nava bench data [KEY=VALUE ...]     how much faster clips are rendered than the model consumes them
                                       [--all] [--repeats=N] [--json]

@@ -79,11 +79,13 @@ def wan(subject: Subject) -> Peer:
     """One tower over as many tokens as the row's modalities have together."""
     from diffusers import WanTransformer3DModel
 
+    kind: Any = WanTransformer3DModel
+
     (width, heads, hidden, depth), device, batch = _sizes(subject), subject.device, subject.batch_size
     specs = subject.config.world.interface().modalities.values()
     words = subject.config.world.interface().text.length
     channels, count = max(spec.channels for spec in specs), sum(spec.tokens for spec in specs)
-    theirs = WanTransformer3DModel(
+    theirs = kind(
         patch_size=(1, 1, 1), num_attention_heads=heads, attention_head_dim=width // heads, in_channels=channels,
         out_channels=channels, text_dim=FEATURES, freq_dim=256, ffn_dim=hidden, num_layers=depth, cross_attn_norm=True,
         qk_norm="rms_norm_across_heads", rope_max_seq_len=max(count, 32),
@@ -107,12 +109,14 @@ def ltx2(subject: Subject) -> Peer:
     """Two towers over the tokens of the row's first two modalities."""
     from diffusers import LTX2VideoTransformer3DModel
 
+    kind: Any = LTX2VideoTransformer3DModel
+
     (width, heads, _, depth), device, batch = _sizes(subject), subject.device, subject.batch_size
     specs = list(subject.config.world.interface().modalities.values())
     words = subject.config.world.interface().text.length
     video, audio = specs[0], specs[-1]
     head = width // heads
-    theirs = LTX2VideoTransformer3DModel(
+    theirs = kind(
         in_channels=video.channels, out_channels=video.channels, num_attention_heads=heads, attention_head_dim=head,
         cross_attention_dim=width, audio_in_channels=audio.channels, audio_out_channels=audio.channels,
         audio_num_attention_heads=heads, audio_attention_head_dim=head, audio_cross_attention_dim=width, num_layers=depth,

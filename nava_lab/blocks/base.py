@@ -5,12 +5,13 @@ Shape letters: b batch, n tokens, d width, v modulation vectors, h heads, e chan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import register_pytree_node
 
 from nava_lab.attention import Mask, Tokens, Visible, WithoutText, attend
 from nava_lab.layers.rotary import Clock, Table
@@ -234,7 +235,8 @@ class Spans:
         return torch.cat([x[name] for name in self.lengths], 1) if len(self.lengths) > 1 else x[self.order[0]]
 
     def unpack(self, x: Tensor) -> dict[str, Tensor]:
-        return Row(x, dict(zip(self.lengths, x.split(list(self.lengths.values()), 1), strict=True)))
+        parts = dict(zip(self.lengths, x.split(list(self.lengths.values()), 1), strict=True))
+        return parts if torch.compiler.is_compiling() else Row(x, parts)
 
 
 class Row(dict[str, Tensor]):
@@ -247,6 +249,15 @@ class Row(dict[str, Tensor]):
     def whole(self) -> bool:
         """Whether nothing was changed."""
         return list(self) == list(self.parts) and all(self[name] is part for name, part in self.parts.items())
+
+
+def _again(tensors: Iterable[Tensor], names: tuple[str, ...]) -> Row:
+    packed, *parts = tensors
+    return Row(packed, dict(zip(names, parts, strict=True)))
+
+
+# What walks through a module's outputs (FSDP's hooks do) must meet the packed tensor, too: gradients may come through it alone.
+register_pytree_node(Row, lambda row: ([row.packed, *row.values()], tuple(row)), _again)  # type: ignore[arg-type]
 
 
 def tag(module: nn.Module, group: str, owner: str | None = None) -> nn.Module:

@@ -126,3 +126,22 @@ def test_transforms_and_other_types_take_the_twin():
     with torch.autocast("cpu", torch.bfloat16):
         assert not fused.eager(x)
     assert not fused.eager(x, x.double())
+
+
+def test_a_row_stays_packed_until_somebody_changes_it():
+    from torch.utils._pytree import tree_flatten, tree_unflatten
+
+    from nava_lab.blocks.base import Spans
+
+    x = {"video": torch.randn(2, 3, 4), "audio": torch.randn(2, 2, 4)}
+    spans = Spans.of(x)
+    packed = spans.pack(x)
+    row = spans.unpack(packed)
+    assert spans.pack(row) is packed
+    leaves, spec = tree_flatten(row)
+    assert leaves[0] is packed  # hooks on a module's outputs meet what gradients come through
+    assert spans.pack(tree_unflatten(leaves, spec)) is packed
+    row["audio"] = torch.zeros(2, 2, 4)
+    assert torch.equal(spans.pack(row), torch.cat((x["video"], row["audio"]), 1))
+    backwards = {name: spans.unpack(packed)[name] for name in ("audio", "video")}
+    assert torch.equal(Spans.of(backwards).pack(backwards), torch.cat((x["audio"], x["video"]), 1))

@@ -1,13 +1,16 @@
-"""How a step's time grows with tokens, depth and width: fitted exponents, and what each should be.
+"""How a step's time grows with tokens, depth, width, clips, seeds and processes: fitted exponents, and what each may be.
 
 One thing moves at a time, the size being given (``budget.width``, ``budget.hidden``), so that no budget takes it back. Points of
 a series take turns in every round, each its median; the exponent is the slope of log time on log size. Below 1 is a cost that
-does not grow (Python, launches); above what is expected would be a cost that grows where it should not.
+does not grow (Python, launches); above what is expected would be a cost that grows where it should not. Seeds are trained
+together as ``nava train seeds=N`` does it (``bench.seeds``), processes have each as many clips and a thread of their own
+(``bench.devices``): their step should take what one process's takes, up to as many as there are cores.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,12 +19,19 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from nava_lab.bench import devices
+from nava_lab.bench.devices import WARM_UP
+from nava_lab.bench.seeds import seconds
 from nava_lab.bench.subject import Subject
 from nava_lab.config import Config, load
 from nava_lab.report.table import number
 from nava_lab.study.build import parts
+from nava_lab.study.run import device_of
+from nava_lab.study.seeds import at_once, check_stackable
 
 FACTORS = (1, 2, 4)
+STEPS = 6  # that are timed in each training of seeds or processes
+QUIET = ("training.validations=0", "training.checkpoints=0", "logger=none", "output.progress=false")
 
 
 @dataclass(frozen=True)
@@ -76,19 +86,49 @@ def scaled(config: Config, overrides: Sequence[str], rounds: int, tell: Callable
                 if turn:
                     own.append(seconds)
         medians = [statistics.median(own) for own in times]
-        points = [
-            {"factor": f, "setting": part[0], "step_ms": 1e3 * m} for f, part, m in zip(FACTORS, chosen, medians, strict=True)
-        ]
-        made.append(
-            {
-                "variant": config.variant.name,
-                "axis": axis.name,
-                "points": points,
-                "exponent": slope(FACTORS, medians),
-                "most": axis.most,
-            }
-        )
-    return made
+        made.append(_line(config, axis.name, axis.most, [part[0] for part in chosen], FACTORS, medians))
+    return [*made, *over_seeds(config, overrides, rounds, tell), *over_processes(config, overrides, rounds, tell)]
+
+
+def over_seeds(config: Config, overrides: Sequence[str], rounds: int, tell: Callable[[str], None]) -> list[dict[str, Any]]:
+    """A step of several seeds' training; no line where this variant's seeds cannot be trained together."""
+    quiet = load([*overrides, *QUIET, f"training.steps={STEPS + WARM_UP}"])
+    try:
+        check_stackable(quiet)
+    except ValueError as error:
+        tell(f"seeds: {error}")
+        return []
+    tell(f"{config.variant.name}: seeds, {', '.join(map(str, FACTORS))}")
+    times: list[list[float]] = [[] for _ in FACTORS]
+    for _ in range(max(1, rounds // 3)):
+        for own, count in zip(times, FACTORS, strict=True):
+            own += seconds(quiet, count, at_once(quiet, count) if count > 1 else 0)
+    return [_line(config, "seeds", 1.0, [f"seeds={count}" for count in FACTORS], FACTORS, list(map(statistics.median, times)))]
+
+
+def over_processes(config: Config, overrides: Sequence[str], rounds: int, tell: Callable[[str], None]) -> list[dict[str, Any]]:
+    """A step of several processes' training (ddp), each with as many clips; no line on one core."""
+    counts = [count for count in FACTORS if count <= len(os.sched_getaffinity(0))]
+    if len(counts) < 2 or device_of(config).type != "cpu":
+        tell("processes: one alone fits here (nava bench devices counts more)")
+        return []
+    tell(f"{config.variant.name}: processes, {', '.join(map(str, counts))}")
+    times: list[list[float]] = [[] for _ in counts]
+    for _ in range(max(1, rounds // 3)):
+        for own, count in zip(times, counts, strict=True):
+            own.append(devices.measure(overrides, "ddp", count, STEPS)["step_ms"] / 1e3)
+    settings = [f"trainer.devices={count}" for count in counts]
+    return [_line(config, "processes", 0.15, settings, counts, list(map(statistics.median, times)))]
+
+
+def _line(
+    config: Config, axis: str, most: float, settings: Sequence[str], sizes: Sequence[int], times: Sequence[float]
+) -> dict[str, Any]:
+    points = [
+        {"factor": factor, "setting": setting, "step_ms": 1e3 * time}
+        for factor, setting, time in zip(sizes, settings, times, strict=True)
+    ]
+    return {"variant": config.variant.name, "axis": axis, "points": points, "exponent": slope(sizes, times), "most": most}
 
 
 def slope(sizes: Sequence[float], times: Sequence[float]) -> float:
@@ -104,6 +144,7 @@ def show_scaling(series: Sequence[dict[str, Any]]) -> None:
         table.add_column(column, justify="left" if column in ("variant", "axis") else "right")
     for line in series:
         points = [number(point["step_ms"], 1) for point in line["points"]]
+        points += [""] * (len(FACTORS) - len(points))
         table.add_row(line["variant"], line["axis"], *points, number(line["exponent"], 2), number(line["most"], 2))
     console = Console()
     console = console if console.is_terminal else Console(width=112)

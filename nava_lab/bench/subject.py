@@ -26,6 +26,7 @@ from nava_lab.rng import generators, stable_seed
 from nava_lab.study.build import network, parts
 from nava_lab.study.run import device_of
 from nava_lab.training.data import WorldData
+from nava_lab.training.machine import prepare_layers
 from nava_lab.training.module import GenerativeModule
 
 PHASES = ("data", "forward", "backward", "optimiser")
@@ -47,8 +48,6 @@ class Subject:
         self.built = parts(config)
         self.module = self._module().to(self.device)
         self.model = self.module.network
-        if config.trainer.compile:
-            self.model.compile()
         self.optimizer: torch.optim.AdamW = self.module.configure_optimizers()["optimizer"]
         self.average = [part.detach().clone() for part in self.model.parameters()]
         self.parameters = sum(part.numel() for part in self.model.parameters())
@@ -56,7 +55,9 @@ class Subject:
 
     def _module(self) -> GenerativeModule:
         config, built = self.config, self.built
-        return GenerativeModule(network(config, built.solution), built.objective, built.drawing, config.training, config.seed)
+        model = network(config, built.solution)
+        prepare_layers(model, config.trainer.compile, config.trainer.checkpoint_activations)
+        return GenerativeModule(model, built.objective, built.drawing, config.training, config.seed)
 
     @property
     def batch_size(self) -> int:

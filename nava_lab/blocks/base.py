@@ -5,8 +5,9 @@ Shape letters: b batch, n tokens, d width, v modulation vectors, h heads, e chan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -163,7 +164,7 @@ class BlockConfig(Protocol):
     """
 
     def build(self, dims: Dims) -> nn.Module:
-        """A module ``forward(x: Hidden, given: Given) -> dict[str, Tensor]``."""
+        """A module ``forward(x: Hidden, given: Given) -> Hidden``."""
         ...
 
 
@@ -230,34 +231,41 @@ class Spans:
         return tuple(self.lengths)
 
     def pack(self, x: Hidden) -> Tensor:
-        if isinstance(x, Row) and x.whole():
+        if isinstance(x, Row) and tuple(x) == self.order:
             return x.packed
         return torch.cat([x[name] for name in self.lengths], 1) if len(self.lengths) > 1 else x[self.order[0]]
 
-    def unpack(self, x: Tensor) -> dict[str, Tensor]:
-        parts = dict(zip(self.lengths, x.split(list(self.lengths.values()), 1), strict=True))
-        return parts if torch.compiler.is_compiling() else Row(x, parts)
+    def unpack(self, x: Tensor) -> Hidden:
+        if torch.compiler.is_compiling():
+            return dict(zip(self.lengths, x.split(list(self.lengths.values()), 1), strict=True))
+        return Row(x, dict(self.lengths))
 
 
-class Row(dict[str, Tensor]):
-    """The modalities of a packed row, which the next block finds still packed; whoever changes one of them has them apart."""
+@dataclass(frozen=True, eq=False)
+class Row(Mapping[str, Tensor]):
+    """The modalities of a packed row, which the next block finds still packed.
 
-    def __init__(self, packed: Tensor, parts: Mapping[str, Tensor]):
-        super().__init__(parts)
-        self.packed, self.parts = packed, dict(parts)
+    Its one tensor is what gradients come through, and what those meet who walk through a module's outputs (FSDP's hooks do).
+    """
 
-    def whole(self) -> bool:
-        """Whether nothing was changed."""
-        return list(self) == list(self.parts) and all(self[name] is part for name, part in self.parts.items())
+    packed: Tensor
+    lengths: dict[str, int]
+
+    @cached_property
+    def parts(self) -> dict[str, Tensor]:
+        return dict(zip(self.lengths, self.packed.split(list(self.lengths.values()), 1), strict=True))
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.parts[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.lengths)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
 
 
-def _again(tensors: Iterable[Tensor], names: tuple[str, ...]) -> Row:
-    packed, *parts = tensors
-    return Row(packed, dict(zip(names, parts, strict=True)))
-
-
-# What walks through a module's outputs (FSDP's hooks do) must meet the packed tensor, too: gradients may come through it alone.
-register_pytree_node(Row, lambda row: ([row.packed, *row.values()], tuple(row)), _again)  # type: ignore[arg-type]
+register_pytree_node(Row, lambda row: ([row.packed], row.lengths), lambda tensors, lengths: Row(next(iter(tensors)), lengths))
 
 
 def tag(module: nn.Module, group: str, owner: str | None = None) -> nn.Module:

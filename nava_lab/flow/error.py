@@ -25,7 +25,7 @@ def squared_error(
     output: Float[Tensor, "b n c"], x: Tensor, x0: Tensor, eps: Tensor, level: Tensor, prediction: str
 ) -> Float[Tensor, "b n"]:
     """Mean over channels of the squared difference to the velocity, of what the network put out at ``x``."""
-    if not eager(output, x, x0, eps) or x.requires_grad:
+    if not eager(output, x, x0, eps) or any(part.requires_grad for part in (x, x0, eps, level)):
         return plain_squared_error(output, x, x0, eps, level, prediction)
     return _SquaredError.apply(output, x, x0, eps, level, prediction)
 

@@ -4,7 +4,8 @@ At sandbox sizes a token row is a megabyte and its elementwise work costs more t
 for every operation of a formula and for every derivative of one. Each function here knows its derivative as a formula, works in
 place on what it has just made, and keeps little for the backward pass. Its plain twin, a few lines of PyTorch, stands beside it
 and is what it is held to, values and gradients (``tests/unit/test_fused.py``); the twin serves wherever something else fuses or
-transforms: on other devices, under compilation, autocast and ``torch.func``.
+transforms: on other devices, under compilation, autocast and ``torch.func``. A second derivative is refused by PyTorch, aloud;
+``torch.func`` has it.
 
 Shape letters: b batch, n tokens, d width.
 """
@@ -26,13 +27,14 @@ WIDE = (torch.float32, torch.float64)
 
 def eager(*tensors: Tensor) -> bool:
     """Whether the formulas of this file serve here: on a CPU, in one wide type, and nobody transforms or compiles the call."""
+    if torch.compiler.is_compiling():
+        return False
     first = tensors[0]
     return (
         first.dtype in WIDE
         and all(part.device.type == "cpu" and part.dtype == first.dtype for part in tensors)
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._are_functorch_transforms_active()
-        and not torch.compiler.is_compiling()
     )
 
 
@@ -69,7 +71,7 @@ class _RmsNorm(Function):
         products = gradient * x
         to_weight = None
         if weight is not None and context.needs_input_grad[1]:
-            to_weight = scale.reshape(1, -1).matmul(products.reshape(-1, x.shape[-1])).reshape(weight.shape)
+            to_weight = products.reshape(-1, x.shape[-1]).mT.mv(scale.reshape(-1))
         along = products.sum(-1, keepdim=True) if weight is None else products.matmul(weight).unsqueeze(-1)
         to_x = gradient * scale
         if weight is not None:
@@ -114,15 +116,15 @@ def _times(x: Tensor, turns: Tensor) -> Tensor:
 
 
 def modulated_spans(x: Tensor, lengths: Sequence[int], shifts: Sequence[Tensor], scales: Sequence[Tensor]) -> Tensor:
-    """``shift + x (1 + scale)``, span by span; vectors are ``b 1|length d``."""
-    if not eager(x, *shifts, *scales):
+    """``shift + x (1 + scale)``, span by span; vectors are ``1|b 1|length d``."""
+    if not (eager(x, *shifts, *scales) and _fit(x, *shifts, *scales)):
         return plain_modulated_spans(x, lengths, shifts, scales)
     return _Modulated.apply(x, tuple(lengths), *shifts, *scales)
 
 
 def plain_modulated_spans(x: Tensor, lengths: Sequence[int], shifts: Sequence[Tensor], scales: Sequence[Tensor]) -> Tensor:
     parts = x.split(list(lengths), 1)
-    return torch.cat([torch.addcmul(b, part, 1 + a) for part, b, a in zip(parts, shifts, scales, strict=True)], 1)
+    return _row([torch.addcmul(b, part, 1 + a) for part, b, a in zip(parts, shifts, scales, strict=True)])
 
 
 class _Modulated(Function):
@@ -148,15 +150,24 @@ class _Modulated(Function):
 
 
 def gated_spans(x: Tensor, y: Tensor, lengths: Sequence[int], gates: Sequence[Tensor]) -> Tensor:
-    """``x + gate y``, span by span; gates are ``b 1|length d``."""
-    if not eager(x, y, *gates):
+    """``x + gate y``, span by span; gates are ``1|b 1|length d``."""
+    if not (eager(x, y, *gates) and _fit(x, y, *gates)):
         return plain_gated_spans(x, y, lengths, gates)
     return _Gated.apply(x, y, tuple(lengths), *gates)
 
 
 def plain_gated_spans(x: Tensor, y: Tensor, lengths: Sequence[int], gates: Sequence[Tensor]) -> Tensor:
     parts = zip(x.split(list(lengths), 1), y.split(list(lengths), 1), gates, strict=True)
-    return torch.cat([torch.addcmul(a, gate, b) for a, b, gate in parts], 1)
+    return _row([torch.addcmul(a, gate, b) for a, b, gate in parts])
+
+
+def _fit(x: Tensor, *others: Tensor) -> bool:
+    """Whether the result is as large as ``x``."""
+    return all(part.ndim == x.ndim and part.shape[0] in (1, x.shape[0]) for part in others)
+
+
+def _row(parts: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(parts), 1) if len(parts) > 1 else parts[0]
 
 
 class _Gated(Function):

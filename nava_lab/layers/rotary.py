@@ -168,7 +168,7 @@ def _frequencies(width: int, theta: float, device: torch.device) -> Float[Tensor
 def rotate(x: Float[Tensor, "b n h e"], table: Table) -> Float[Tensor, "b n h e"]:
     """Turn each neighbouring pair of channels by its token's angle."""
     cos, sin = table
-    if eager(x, cos, sin) and turns_as_complex(x):
+    if eager(x, cos, sin) and turns_as_complex(x) and not (cos.requires_grad or sin.requires_grad):
         turns = torch.complex(cos[..., ::2], sin[..., 1::2])
         return turned(x, turns.expand(*turns.shape[:2], x.shape[2], -1).contiguous())
     return plain_rotate(x, table)

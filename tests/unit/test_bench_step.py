@@ -85,7 +85,7 @@ def test_scaling_fits_a_slope(capsys):
     assert slope((1, 2, 4), (3.0, 6.0, 12.0)) == pytest.approx(1)
     assert main(["variant=unified", "world=gaussian", *SMALL, "--scaling", "--rounds=1", "--json"]) == 0
     series = {line["axis"]: line for line in json.loads(capsys.readouterr().out)["scaling"]}
-    assert set(series) == {"tokens", "depth", "width", "batch"}
+    assert {"tokens", "depth", "width", "batch", "seeds"} <= set(series) <= {*series, "processes"}
     assert [point["setting"] for point in series["depth"]["points"]] == [f"variant.depth={depth}" for depth in (2, 4, 8)]
     assert [point["setting"] for point in series["width"]["points"]] == [f"budget.width={width}" for width in (16, 32, 64)]
     assert series["depth"]["exponent"] == pytest.approx(slope((1, 2, 4), [p["step_ms"] for p in series["depth"]["points"]]))

@@ -1,9 +1,16 @@
 """Each formula of ``layers.fused`` and of the velocity error against its plain twin: values and gradients, in float64."""
 
+from dataclasses import fields
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.func import functional_call, grad, vmap
+from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils.checkpoint import checkpoint
 
+from nava_lab.blocks.base import Spans
 from nava_lab.flow.error import plain_squared_error, squared_error
 from nava_lab.flow.path import PREDICTIONS
 from nava_lab.layers import fused
@@ -96,6 +103,101 @@ def test_inputs_stay_as_they_were(name):
         assert torch.equal(part, old)
 
 
+@st.composite
+def layouts(draw):
+    """Numbers as they come: a batch, spans of which one may be empty, a type, and where in a wider row of memory they lie."""
+    return {
+        "batch": draw(st.integers(1, 3)),
+        "lengths": tuple(draw(st.lists(st.integers(0, 4), min_size=1, max_size=3).filter(any))),
+        "heads": draw(st.integers(1, 3)),
+        "pairs": draw(st.integers(1, 4)),
+        "dtype": draw(st.sampled_from((torch.float32, torch.float64))),
+        "kind": draw(st.sampled_from(("whole", "part", "turned round"))),
+        "seed": draw(st.integers(0, 2**31)),
+    }
+
+
+@given(layouts())
+def test_whatever_the_shape_and_the_memory(layout):
+    """A chain of all formulas of a block, on tensors that lie in memory as a projection's parts or a transpose do."""
+    batch, lengths, heads, pairs = (layout[key] for key in ("batch", "lengths", "heads", "pairs"))
+    torch.manual_seed(layout["seed"])
+    count, head = sum(lengths), 2 * pairs
+    made = lambda *shape: torch.randn(*shape, dtype=layout["dtype"])  # noqa: E731
+    if layout["kind"] == "whole":
+        x = made(batch, count, heads, head)
+    elif layout["kind"] == "part":
+        x = made(batch, count, heads + 2, head)[:, :, 1:-1]
+    else:
+        x = made(batch, heads, count, head).transpose(1, 2)
+    angle = made(1, count, 1, pairs).repeat_interleave(2, -1)
+    table = (angle.cos(), angle.sin() * torch.tensor([-1.0, 1.0]).repeat(pairs).to(angle))
+    each = [made(draw, length if draw == 1 else 1, heads * head) for draw in (1, batch) for length in lengths]
+    shifts, scales = each[: len(lengths)], each[len(lengths) :]
+    weight, level = made(head), torch.rand(batch)
+    rest = [made(batch, count, heads * head) for _ in range(3)]
+
+    def chain(prefix, a, w, *vectors):
+        rms, turn, mod, gate, act, miss = prefix
+        n = len(lengths)
+        row = turn(rms(a, w, 1e-6), table).flatten(-2)
+        row = gate(row, act(mod(row, lengths, vectors[:n], vectors[n:])), lengths, vectors[n:])
+        return miss(row, *rest, level, "x0")
+
+    ours = (fused.rms_norm, rotate, fused.modulated_spans, fused.gated_spans, fused.gelu, squared_error)
+    plain = (
+        fused.plain_rms_norm,
+        plain_rotate,
+        fused.plain_modulated_spans,
+        fused.plain_gated_spans,
+        fused.plain_gelu,
+        plain_squared_error,
+    )
+    inputs = [x, weight, *shifts, *scales]
+    gradients, values = [], []
+    for formulas in (ours, plain):
+        own = [part.detach().requires_grad_() for part in inputs]
+        values.append(chain(formulas, *own))
+        gradients.append(torch.autograd.grad(values[-1].sum(), own))
+    close = {"rtol": 2e-3, "atol": 2e-3} if layout["dtype"] == torch.float32 else {"rtol": 1e-9, "atol": 1e-9}
+    torch.testing.assert_close(*values, **close)
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, **close)
+
+
+def test_nobody_s_gradient_is_lost():
+    """What a formula has no derivative for is left to its twin: tables and levels that learn, vectors of a larger batch."""
+    x, angle = drawn(2, 5, 3, 8), drawn(1, 5, 1, 8).requires_grad_()
+    rotate(x, (angle.cos(), angle.sin())).sum().backward()
+    assert angle.grad.abs().sum() > 0
+    level = torch.tensor([0.3, 0.6]).double().requires_grad_()
+    squared_error(drawn(2, 5, 6), *(drawn(2, 5, 6) for _ in range(3)), level, "x0").sum().backward()
+    assert level.grad.abs().min() > 0
+    one, many = drawn(1, 5, 6), vectors(5)
+    assert fused.modulated_spans(one, (5,), many, many).shape == (2, 5, 6)
+    assert fused.gated_spans(one, one, (5,), many).shape == (2, 5, 6)
+
+
+def block(x, weight, shift, scale):
+    row = fused.rms_norm(x, weight, 1e-6)
+    return fused.gated_spans(row, fused.gelu(fused.modulated_spans(row, (3, 2), shift, scale)), (3, 2), shift)
+
+
+def test_compiled_and_computed_again():
+    """One graph without breaks; computed again in the backward pass, gradients to the bit."""
+    torch.manual_seed(0)
+    x, weight = (part.requires_grad_() for part in (torch.randn(2, 5, 8), torch.rand(8)))
+    shift, scale = ([torch.randn(2, 1, 8) for _ in range(2)] for _ in range(2))
+    made = block(x, weight, shift, scale)
+    wanted = torch.autograd.grad(made.sum(), (x, weight))
+    both = lambda x, weight: fused.gelu(fused.rms_norm(x, weight, 1e-6))  # noqa: E731
+    compiled = torch.compile(both, backend="eager", fullgraph=True)(x, weight)
+    torch.testing.assert_close(compiled, both(x, weight))
+    again = checkpoint(block, x, weight, shift, scale, use_reentrant=False)
+    assert torch.equal(again, made)
+    assert all(map(torch.equal, torch.autograd.grad(again.sum(), (x, weight)), wanted))
+
+
 def test_long_activations_are_taken_in_pieces():
     x = torch.randn(3, fused.AT_ONCE + 7, requires_grad=True)
     made, wanted = fused.gelu(x), fused.plain_gelu(x)
@@ -129,19 +231,18 @@ def test_transforms_and_other_types_take_the_twin():
 
 
 def test_a_row_stays_packed_until_somebody_changes_it():
-    from torch.utils._pytree import tree_flatten, tree_unflatten
-
-    from nava_lab.blocks.base import Spans
-
     x = {"video": torch.randn(2, 3, 4), "audio": torch.randn(2, 2, 4)}
     spans = Spans.of(x)
     packed = spans.pack(x)
     row = spans.unpack(packed)
+    assert all(torch.equal(row[name], part) for name, part in x.items())
     assert spans.pack(row) is packed
     leaves, spec = tree_flatten(row)
-    assert leaves[0] is packed  # hooks on a module's outputs meet what gradients come through
+    assert leaves == [packed]  # hooks on a module's outputs meet what gradients come through
     assert spans.pack(tree_unflatten(leaves, spec)) is packed
-    row["audio"] = torch.zeros(2, 2, 4)
-    assert torch.equal(spans.pack(row), torch.cat((x["video"], row["audio"]), 1))
-    backwards = {name: spans.unpack(packed)[name] for name in ("audio", "video")}
+    assert [part.name for part in fields(row) if isinstance(getattr(row, part.name), torch.Tensor)] == ["packed"]
+    changed = {**row, "audio": torch.zeros(2, 2, 4)}
+    assert torch.equal(spans.pack(changed), torch.cat((x["video"], changed["audio"]), 1))
+    backwards = {name: row[name] for name in ("audio", "video")}
     assert torch.equal(Spans.of(backwards).pack(backwards), torch.cat((x["audio"], x["video"]), 1))
+    assert torch.equal(Spans.of(backwards).pack(row), torch.cat((x["audio"], x["video"]), 1))

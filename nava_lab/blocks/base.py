@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import register_pytree_node
 
 from nava_lab.attention import Mask, Tokens, Visible, WithoutText, attend
 from nava_lab.layers.rotary import Clock, Table
@@ -164,7 +162,7 @@ class BlockConfig(Protocol):
     """
 
     def build(self, dims: Dims) -> nn.Module:
-        """A module ``forward(x: Hidden, given: Given) -> Hidden``."""
+        """A module ``forward(x: Hidden, given: Given) -> dict[str, Tensor]``."""
         ...
 
 
@@ -231,41 +229,10 @@ class Spans:
         return tuple(self.lengths)
 
     def pack(self, x: Hidden) -> Tensor:
-        if isinstance(x, Row) and tuple(x) == self.order:
-            return x.packed
         return torch.cat([x[name] for name in self.lengths], 1) if len(self.lengths) > 1 else x[self.order[0]]
 
-    def unpack(self, x: Tensor) -> Hidden:
-        if torch.compiler.is_compiling():
-            return dict(zip(self.lengths, x.split(list(self.lengths.values()), 1), strict=True))
-        return Row(x, dict(self.lengths))
-
-
-@dataclass(frozen=True, eq=False)
-class Row(Mapping[str, Tensor]):
-    """The modalities of a packed row, which the next block finds still packed.
-
-    Its one tensor is what gradients come through, and what those meet who walk through a module's outputs (FSDP's hooks do).
-    """
-
-    packed: Tensor
-    lengths: dict[str, int]
-
-    @cached_property
-    def parts(self) -> dict[str, Tensor]:
-        return dict(zip(self.lengths, self.packed.split(list(self.lengths.values()), 1), strict=True))
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.parts[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.lengths)
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-
-register_pytree_node(Row, lambda row: ([row.packed], row.lengths), lambda tensors, lengths: Row(next(iter(tensors)), lengths))
+    def unpack(self, x: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self.lengths, x.split(list(self.lengths.values()), 1), strict=True))
 
 
 def tag(module: nn.Module, group: str, owner: str | None = None) -> nn.Module:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from nava_lab.blocks.base import Dims, Given, Hidden, Spans
 from nava_lab.blocks.options import BlockOptions
@@ -82,7 +82,7 @@ class JointBlock(nn.Module):
         self.norm2 = Norms(names, dims, "norms" in keep, not modulated, config.norm)
         self.feed_forward = FeedForward(names, dims, "feed_forward" in keep, config)
 
-    def forward(self, x: Hidden, given: Given) -> Hidden:
+    def forward(self, x: Hidden, given: Given) -> dict[str, Tensor]:
         spans = Spans.of(x)
         row = spans.pack(x)
         vectors = self.modulation(given, spans) if self.modulation is not None else []

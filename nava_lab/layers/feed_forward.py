@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from timm.layers import Mlp, SwiGLU
-from torch import Tensor, nn
+from functools import partial
 
-from nava_lab.layers.fused import gelu
+from timm.layers import Mlp, SwiGLU
+from torch import nn
 
 KINDS = ("gelu", "swiglu")
-
-
-class Gelu(nn.Module):
-    """GELU in its tanh form."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return gelu(x)
 
 
 def feed_forward(kind: str, width: int, hidden: int, bias: bool = True) -> nn.Module:
@@ -23,7 +16,7 @@ def feed_forward(kind: str, width: int, hidden: int, bias: bool = True) -> nn.Mo
     Weights: ``2 d f + f + d`` for gelu, ``3 d f + 2 f + d`` for swiglu, biases included.
     """
     if kind == "gelu":
-        layer: nn.Module = Mlp(width, hidden, act_layer=Gelu, bias=bias)
+        layer: nn.Module = Mlp(width, hidden, act_layer=partial(nn.GELU, approximate="tanh"), bias=bias)  # type: ignore[arg-type]
     elif kind == "swiglu":
         layer = SwiGLU(width, hidden, bias=bias)
     else:

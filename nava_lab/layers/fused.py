@@ -12,8 +12,7 @@ Shape letters: b batch, n tokens, d width.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -197,50 +196,3 @@ def _scaled(row: Tensor, lengths: tuple[int, ...], factors: Sequence[Tensor]) ->
 
 def _summed(row: Tensor, lengths: tuple[int, ...], shapes: Sequence[torch.Size]) -> list[Tensor]:
     return [part.sum_to_size(shape) for part, shape in zip(row.split(lengths, 1), shapes, strict=True)]
-
-
-# GELU, tanh form: x s with s = sigmoid(2 k x (1 + c x^2)), for (1 + tanh z) / 2 = sigmoid(2 z)
-
-INNER, CUBIC = 2 * math.sqrt(2 / math.pi), 0.044715
-AT_ONCE = 2**18  # numbers that several operations in a row find in a core's cache
-
-
-def gelu(x: Tensor) -> Tensor:
-    """GELU in its tanh form (Hendrycks & Gimpel 2016), piece by piece: PyTorch's own is not vectorised on every CPU."""
-    return _Gelu.apply(x) if eager(x) and x.is_contiguous() else plain_gelu(x)
-
-
-def plain_gelu(x: Tensor) -> Tensor:
-    """The same, as PyTorch has it."""
-    return F.gelu(x, approximate="tanh")
-
-
-class _Gelu(Function):
-    """With z the sigmoid's argument, the derivative is s + x s (1 - s) dz/dx."""
-
-    @staticmethod
-    def forward(context: Any, x: Tensor) -> Tensor:
-        open_by, y = torch.empty_like(x), torch.empty_like(x)
-        inner = x.new_tensor(INNER)
-        for part, opening, out in _pieces(x, open_by, y):
-            torch.addcmul(inner, part, part, value=INNER * CUBIC, out=opening)
-            torch.mul(part, opening.mul_(part).sigmoid_(), out=out)
-        context.save_for_backward(x, open_by)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(context: Any, gradient: Tensor) -> Tensor:
-        x, open_by = context.saved_tensors
-        slope, inner = torch.empty_like(x), x.new_tensor(INNER)
-        for part, opening, given, out in _pieces(x, open_by, gradient.contiguous(), slope):
-            torch.addcmul(inner, part, part, value=3 * INNER * CUBIC, out=out).mul_(part)
-            torch.ops.aten.sigmoid_backward.grad_input(out, opening, grad_input=out)
-            out.add_(opening).mul_(given)
-        return slope
-
-
-def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Contiguous tensors of one shape, flat, in pieces."""
-    count = max(1, tensors[0].numel() // AT_ONCE)
-    return zip(*(part.view(-1).chunk(count) for part in tensors), strict=True)

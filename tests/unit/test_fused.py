@@ -1,16 +1,12 @@
 """Each formula of ``layers.fused`` and of the velocity error against its plain twin: values and gradients, in float64."""
 
-from dataclasses import fields
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.func import functional_call, grad, vmap
-from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
-from nava_lab.blocks.base import Spans
 from nava_lab.flow.error import plain_squared_error, squared_error
 from nava_lab.flow.path import PREDICTIONS
 from nava_lab.layers import fused
@@ -48,7 +44,6 @@ def cases():
         lambda a, w: fused.plain_rms_norm(a, w, 1e-6),
         [drawn(2, 5, 3, 6), drawn(6)],
     )
-    yield "gelu", fused.gelu, fused.plain_gelu, [3 * x]
     yield "rotate", lambda a: rotate(a, table), lambda a: plain_rotate(a, table), [drawn(2, 5, 3, 8)]
     for lengths, each in (((5,), ()), ((3, 2), ()), ((3, 0, 2), (0,))):
         own = [x, *vectors(*lengths, each=each), *vectors(*lengths)]
@@ -138,19 +133,18 @@ def test_whatever_the_shape_and_the_memory(layout):
     rest = [made(batch, count, heads * head) for _ in range(3)]
 
     def chain(prefix, a, w, *vectors):
-        rms, turn, mod, gate, act, miss = prefix
+        rms, turn, mod, gate, miss = prefix
         n = len(lengths)
         row = turn(rms(a, w, 1e-6), table).flatten(-2)
-        row = gate(row, act(mod(row, lengths, vectors[:n], vectors[n:])), lengths, vectors[n:])
+        row = gate(row, mod(row, lengths, vectors[:n], vectors[n:]), lengths, vectors[n:])
         return miss(row, *rest, level, "x0")
 
-    ours = (fused.rms_norm, rotate, fused.modulated_spans, fused.gated_spans, fused.gelu, squared_error)
+    ours = (fused.rms_norm, rotate, fused.modulated_spans, fused.gated_spans, squared_error)
     plain = (
         fused.plain_rms_norm,
         plain_rotate,
         fused.plain_modulated_spans,
         fused.plain_gated_spans,
-        fused.plain_gelu,
         plain_squared_error,
     )
     inputs = [x, weight, *shifts, *scales]
@@ -180,7 +174,7 @@ def test_nobody_s_gradient_is_lost():
 
 def block(x, weight, shift, scale):
     row = fused.rms_norm(x, weight, 1e-6)
-    return fused.gated_spans(row, fused.gelu(fused.modulated_spans(row, (3, 2), shift, scale)), (3, 2), shift)
+    return fused.gated_spans(row, fused.modulated_spans(row, (3, 2), shift, scale), (3, 2), shift)
 
 
 def test_compiled_and_computed_again():
@@ -190,27 +184,20 @@ def test_compiled_and_computed_again():
     shift, scale = ([torch.randn(2, 1, 8) for _ in range(2)] for _ in range(2))
     made = block(x, weight, shift, scale)
     wanted = torch.autograd.grad(made.sum(), (x, weight))
-    both = lambda x, weight: fused.gelu(fused.rms_norm(x, weight, 1e-6))  # noqa: E731
-    compiled = torch.compile(both, backend="eager", fullgraph=True)(x, weight)
-    torch.testing.assert_close(compiled, both(x, weight))
+    norm = lambda x, weight: fused.rms_norm(x, weight, 1e-6)  # noqa: E731
+    compiled = torch.compile(norm, backend="eager", fullgraph=True)(x, weight)
+    torch.testing.assert_close(compiled, norm(x, weight))
     again = checkpoint(block, x, weight, shift, scale, use_reentrant=False)
     assert torch.equal(again, made)
     assert all(map(torch.equal, torch.autograd.grad(again.sum(), (x, weight)), wanted))
 
 
-def test_long_activations_are_taken_in_pieces():
-    x = torch.randn(3, fused.AT_ONCE + 7, requires_grad=True)
-    made, wanted = fused.gelu(x), fused.plain_gelu(x)
-    torch.testing.assert_close(made, wanted)
-    weight = torch.randn_like(x)
-    torch.testing.assert_close(*(torch.autograd.grad(y, x, weight)[0] for y in (made, wanted)), atol=2e-6, rtol=1e-5)
-
-
-def test_a_planted_mistake_is_found(monkeypatch):
-    """A derivative that forgets the cubic term, a norm that forgets its mean."""
-    monkeypatch.setattr(fused, "CUBIC", 0.04)
+@pytest.mark.parametrize(("part", "wrong"), [("_scaled", lambda row, lengths, factors: row), ("_times", lambda x, turns: 2 * x)])
+def test_a_planted_mistake_is_found(monkeypatch, part, wrong):
+    """A derivative that forgets the factor, a turn that is none."""
+    monkeypatch.setattr(fused, part, wrong)
     with pytest.raises(AssertionError):
-        test_values_and_gradients_are_the_twin_s("gelu")
+        test_values_and_gradients_are_the_twin_s("rotate" if part == "_times" else "modulated (3, 2)")
 
 
 def test_transforms_and_other_types_take_the_twin():
@@ -228,21 +215,3 @@ def test_transforms_and_other_types_take_the_twin():
     with torch.autocast("cpu", torch.bfloat16):
         assert not fused.eager(x)
     assert not fused.eager(x, x.double())
-
-
-def test_a_row_stays_packed_until_somebody_changes_it():
-    x = {"video": torch.randn(2, 3, 4), "audio": torch.randn(2, 2, 4)}
-    spans = Spans.of(x)
-    packed = spans.pack(x)
-    row = spans.unpack(packed)
-    assert all(torch.equal(row[name], part) for name, part in x.items())
-    assert spans.pack(row) is packed
-    leaves, spec = tree_flatten(row)
-    assert leaves == [packed]  # hooks on a module's outputs meet what gradients come through
-    assert spans.pack(tree_unflatten(leaves, spec)) is packed
-    assert [part.name for part in fields(row) if isinstance(getattr(row, part.name), torch.Tensor)] == ["packed"]
-    changed = {**row, "audio": torch.zeros(2, 2, 4)}
-    assert torch.equal(spans.pack(changed), torch.cat((x["video"], changed["audio"]), 1))
-    backwards = {name: row[name] for name in ("audio", "video")}
-    assert torch.equal(Spans.of(backwards).pack(backwards), torch.cat((x["audio"], x["video"]), 1))
-    assert torch.equal(Spans.of(backwards).pack(row), torch.cat((x["audio"], x["video"]), 1))

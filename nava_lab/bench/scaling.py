@@ -30,6 +30,7 @@ from nava_lab.study.run import device_of
 from nava_lab.study.seeds import at_once, check_stackable
 
 FACTORS = (1, 2, 4)
+LINEAR = 1.05  # an exponent of 1, and what a machine's noise adds
 STEPS = 6  # that are timed in each training of seeds or processes
 QUIET = ("training.validations=0", "training.checkpoints=0", "logger=none", "output.progress=false")
 
@@ -63,9 +64,11 @@ def _tokens(config: Config, factor: int) -> list[str]:
 
 AXES = (
     Axis("tokens", 1.15, _tokens),  # attention's logits grow faster, and are few at these lengths
-    Axis("depth", 1.0, lambda config, factor: [f"variant.depth={max(2, config.variant.depth // 2) * factor}", *_sized(config)]),
+    Axis(
+        "depth", LINEAR, lambda config, factor: [f"variant.depth={max(2, config.variant.depth // 2) * factor}", *_sized(config)]
+    ),
     Axis("width", 2.0, lambda config, factor: _sized(config, factor, 2)),
-    Axis("batch", 1.0, lambda config, factor: [f"training.batch_size={max(2, config.training.batch_size // 2) * factor}"]),
+    Axis("batch", LINEAR, lambda config, factor: [f"training.batch_size={max(2, config.training.batch_size // 2) * factor}"]),
 )
 
 
@@ -103,7 +106,7 @@ def over_seeds(config: Config, overrides: Sequence[str], rounds: int, tell: Call
     for _ in range(max(1, rounds // 3)):
         for own, count in zip(times, FACTORS, strict=True):
             own += seconds(quiet, count, at_once(quiet, count) if count > 1 else 0)
-    return [_line(config, "seeds", 1.0, [f"seeds={count}" for count in FACTORS], FACTORS, list(map(statistics.median, times)))]
+    return [_line(config, "seeds", LINEAR, [f"seeds={count}" for count in FACTORS], FACTORS, list(map(statistics.median, times)))]
 
 
 def over_processes(config: Config, overrides: Sequence[str], rounds: int, tell: Callable[[str], None]) -> list[dict[str, Any]]:

@@ -32,6 +32,7 @@ def digits_for(name: str) -> int:
 
 
 def short(count: float) -> str:
+    count = float(f"{count:.3g}")  # 999,600 are a million, not 1e+03 thousands
     for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if count >= limit:
             return f"{count / limit:.3g} {unit}"

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nava_lab.bench import BENCHES, products, step
+from nava_lab.bench import BENCHES, products, scaling, step
 from nava_lab.bench.products import Product, Spec, alone, flops, recorded
 from nava_lab.bench.scaling import slope
 from nava_lab.bench.step import main, missed
@@ -81,11 +81,16 @@ def test_profiles_are_written(tmp_path):
     assert "aten::addmm" in (tmp_path / "made" / "unified.txt").read_text()
 
 
-def test_scaling_fits_a_slope(capsys):
+def test_scaling_fits_a_slope(capsys, monkeypatch):
+    monkeypatch.setattr(scaling.os, "sched_getaffinity", lambda process: {0, 1})
+    monkeypatch.setattr(scaling.devices, "measure", lambda settings, strategy, count, steps: {"step_ms": 3.0 * count})
     assert slope((1, 2, 4), (3.0, 6.0, 12.0)) == pytest.approx(1)
     assert main(["variant=unified", "world=gaussian", *SMALL, "--scaling", "--rounds=1", "--json"]) == 0
     series = {line["axis"]: line for line in json.loads(capsys.readouterr().out)["scaling"]}
-    assert {"tokens", "depth", "width", "batch", "seeds"} <= set(series) <= {*series, "processes"}
+    assert set(series) == {"tokens", "depth", "width", "batch", "seeds", "processes"}
+    assert [point["setting"] for point in series["seeds"]["points"]] == ["seeds=1", "seeds=2", "seeds=4"]
+    assert [point["step_ms"] for point in series["processes"]["points"]] == pytest.approx([3, 6])
+    assert series["processes"]["exponent"] == pytest.approx(1)
     assert [point["setting"] for point in series["depth"]["points"]] == [f"variant.depth={depth}" for depth in (2, 4, 8)]
     assert [point["setting"] for point in series["width"]["points"]] == [f"budget.width={width}" for width in (16, 32, 64)]
     assert series["depth"]["exponent"] == pytest.approx(slope((1, 2, 4), [p["step_ms"] for p in series["depth"]["points"]]))

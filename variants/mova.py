@@ -2,8 +2,9 @@
 
 The bridge stands before each of the first 30 pairs of layers, the last 10 layers are video's alone. Its video configuration is
 assumed to be Wan2.2 I2V A14B (36 channels in, 16 out, text 4096) and its bridge comes from a third party's defaults; the totals,
-32,656,733,440 and 18,367,832,256 active, agree with the published 32 B and 18 B. Towers count their own tokens, bridges are in
-seconds. Both experts are computed here and each sample takes its own: no tensor's value decides what runs, at the price of the
+32,656,733,440 and 18,367,832,256 active, agree with the published 32 B and 18 B. Towers count their own tokens; in bridges the
+audio's tokens count 0, 1, 2, ... and a video step f_a / f_v of them (21.5 / 6 = 3.58): one clock, whose unit is the audio's step.
+Both experts are computed here and each sample takes its own: no tensor's value decides what runs, at the price of the
 second expert's FLOPs in training.
 """
 
@@ -39,7 +40,7 @@ class Mova(Variant):
     level_input: str = field(default="per_modality", metadata={"choices": LEVEL_INPUTS})
     width_share: dict[str, float] = field(default_factory=lambda: {"audio": 0.3})
     ratio: float = 2.7
-    clock: Clock = field(default_factory=lambda: Clock(hz=0.0, anchor="start", index=True))
+    clock: Clock = field(default_factory=lambda: Clock(hz=0.0, unit="audio", anchor="start", index=True))
     ends: Ends = field(default_factory=lambda: Ends(level_features=256))
 
     def stages(self) -> Sequence[Stage]:

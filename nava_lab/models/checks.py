@@ -16,6 +16,7 @@ def check(variant: Variant, dims: Dims, interface: Interface, blocks: Sequence[A
     _check_levels(variant, dims, blocks)
     _check_text(variant, blocks)
     _check_names(variant, interface)
+    _check_clock(variant, blocks)
     if variant.clock.layout == "spread" and any(getattr(block, "kv_heads", 0) for block in blocks):
         raise ValueError("clock.layout=spread gives every head its own frequencies, and kv_heads shares keys among heads")
     exchanges = {levels for block in blocks if (levels := _exchange_levels(block, dims)) is not None}
@@ -64,6 +65,22 @@ def _check_text(variant: Variant, blocks: Sequence[Any]) -> None:
         )
     if variant.layers.text_modulation:
         raise ValueError("text_modulation modulates a reading of the text, and with text_place='sequence' there is none")
+
+
+def _check_clock(variant: Variant, blocks: Sequence[Any]) -> None:
+    """A clock by which nothing turns: who counts tokens feels its unit only in exchanges on one clock, and in words of the row."""
+    clock, usual = variant.clock, variant.usual("clock")
+    if not clock.index or variant.text_place == "sequence":
+        return
+    if any(getattr(getattr(block, "bridge", None), "on_one_clock", False) for block in blocks):
+        return
+    for key in ("hz", "unit"):
+        value = getattr(clock, key)
+        if value != getattr(usual, key) and value:
+            raise ValueError(
+                f"clock.{key}={value}: with clock.index=true every modality counts its own tokens, and no exchange here turns by "
+                f"one clock for all; set variant.clock.{key}={'0' if key == 'hz' else repr('')} or variant.clock.index=false"
+            )
 
 
 def _check_names(variant: Variant, interface: Interface) -> None:

@@ -149,8 +149,7 @@ class Variant:
         plan: list[Stage] = []
         left = self.text_after
         stages = list(self.stages())
-        own = next(part for part in fields(self) if part.name == "layers")
-        usual: Any = own.default if own.default_factory is MISSING else own.default_factory()
+        usual = self.usual("layers")
         if self.layers != usual and stages == list(replace(self, layers=usual).stages()):
             name = type(self).__name__
             raise ValueError(f"variant.layers changes nothing in {name}: its stages do not pass it on to their blocks")
@@ -162,6 +161,12 @@ class Variant:
             parts = (replace(stage, layers=before, text=False), replace(stage, layers=stage.layers - before))
             plan += [part for part in parts if part.layers]
         return plan
+
+    @classmethod
+    def usual(cls, name: str) -> Any:
+        """What a setting is where nobody says."""
+        own = next(part for part in fields(cls) if part.name == name)
+        return own.default if own.default_factory is MISSING else own.default_factory()
 
     def widths(self, width: int, modalities: Sequence[str]) -> Mapping[str, int]:
         """Each modality's model width: a share of the model's, in multiples of 8."""

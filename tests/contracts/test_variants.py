@@ -176,6 +176,8 @@ def _other_values(field, value):
         return [choice for choice in choices if choice != value]
     if field.name == "heads":
         return [1, 2, 4]
+    if field.name == "unit":
+        return ["audio"] if not value else ["video"]
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, int):
@@ -190,7 +192,7 @@ def _other_values(field, value):
 
 
 # What a setting needs beside it to have something to act on.
-BESIDE = {"bridge.inner": {"width_share": {"audio": 0.5}}}
+BESIDE = {"bridge.inner": {"width_share": {"audio": 0.5}}, "clock.unit": {"clock.hz": 0.0}}
 
 
 def trace(variant, size):

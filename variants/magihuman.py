@@ -10,14 +10,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from nava_lab.blocks.base import Dims
 from nava_lab.blocks.joint import Joint
 from nava_lab.blocks.options import Ends, Traits
 from nava_lab.layers.rotary import Clock
 from nava_lab.models.latents import audio, joint, wan22_video
-from nava_lab.models.variant import LEVEL_INPUTS, TEXT_PLACES, Published, Stage, Variant
+from nava_lab.models.variant import LEVEL_INPUTS, TEXT_PLACES, Published, Size, Stage, Variant
 from nava_lab.registry import variants
-from nava_lab.streams import TEXT, TextSpec
+from nava_lab.streams import TextSpec
 
 
 @variants.register("magihuman")
@@ -55,6 +54,5 @@ class MagiHuman(Variant):
 
     @classmethod
     def published(cls) -> Mapping[str, Published]:
-        dims = Dims(*(dict.fromkeys(("video", "audio", TEXT), value) for value in (5120, 40, 20480)))
         interface = joint(wan22_video(), audio(64, 24.0), TextSpec(512, features=3584))
-        return {"released": Published(interface, dims, {"depth": 40, "heads": 40}, "released config")}
+        return {"released": Published(interface, Size(5120, 20480), {"depth": 40, "heads": 40}, "released config")}

@@ -11,14 +11,15 @@ second expert's FLOPs in training.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from nava_lab.blocks.base import Dims
 from nava_lab.blocks.options import Ends
 from nava_lab.layers.rotary import Clock
 from nava_lab.models.latents import audio, joint
 from nava_lab.models.towers import Bridge, towers
-from nava_lab.models.variant import LEVEL_INPUTS, Published, Stage, Variant
+from nava_lab.models.variant import LEVEL_INPUTS, Published, Size, Stage, Variant
 from nava_lab.registry import variants
 from nava_lab.streams import ModalitySpec
+
+AUDIO_RATIO = 8960 / 1536  # 5.83; the video's is 13824 / 5120 = 2.7
 
 
 @variants.register("mova")
@@ -40,6 +41,7 @@ class Mova(Variant):
     level_input: str = field(default="per_modality", metadata={"choices": LEVEL_INPUTS})
     width_share: dict[str, float] = field(default_factory=lambda: {"audio": 0.3})
     ratio: float = 2.7
+    ratio_share: dict[str, float] = field(default_factory=lambda: {"audio": AUDIO_RATIO / 2.7})
     clock: Clock = field(default_factory=lambda: Clock(hz=0.0, unit="audio", anchor="start", index=True))
     ends: Ends = field(default_factory=lambda: Ends(level_features=256))
 
@@ -56,10 +58,13 @@ class Mova(Variant):
 
     @classmethod
     def published(cls) -> Mapping[str, Published]:
-        dims = Dims({"video": 5120, "audio": 1536}, {"video": 40, "audio": 12}, {"video": 13824, "audio": 8960})
         video = ModalitySpec(16 * 4, 20 * 22 * 40, 4 / 24, (22, 40), stride=4, context=20 * 4)
         found = Published(
-            joint(video, audio(128, 21.5)), dims, {"depth": 30}, "assumed Wan2.2 I2V A14B; a third party's bridge defaults"
+            joint(video, audio(128, 21.5)),
+            Size(5120, 13824),
+            {"depth": 30},
+            "assumed Wan2.2 I2V A14B; a third party's bridge defaults",
+            head_dim=128,
         )
         one = replace(found, fields={**found.fields, "experts": False})
         return {"released": found, "active": one}

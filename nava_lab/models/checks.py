@@ -85,7 +85,8 @@ def _check_clock(variant: Variant, blocks: Sequence[Any]) -> None:
 
 def _check_names(variant: Variant, interface: Interface) -> None:
     known = {TEXT, *interface.modalities}
-    for key, names in (("ends.conv", variant.ends.conv), ("width_share", variant.width_share)):
+    named = {"ends.conv": variant.ends.conv, "width_share": variant.width_share, "ratio_share": variant.ratio_share}
+    for key, names in named.items():
         if unknown := sorted(set(names) - known):
             raise ValueError(f"variant.{key} names {', '.join(unknown)}; there is {', '.join(interface.modalities)}")
     for name in variant.ends.conv:

@@ -14,7 +14,7 @@ from typing import Any
 from nava_lab.blocks.base import BlockConfig, Dims, choose
 from nava_lab.blocks.options import Ends, Traits
 from nava_lab.layers.rotary import Clock
-from nava_lab.streams import Interface
+from nava_lab.streams import TEXT, Interface
 
 TEXT_PLACES = ("cross", "sequence")
 LEVEL_INPUTS = ("shared", "per_modality", "none")
@@ -73,15 +73,21 @@ class Published:
 
     Attributes:
         interface: the latents and text features that it reads and writes.
-        dims: widths, heads and feed-forward widths.
+        size: width and feed-forward width; those of each modality follow from the variant's settings, as at any budget.
         fields: settings of the variant by key, "depth" or "clock.index".
         source: where these facts come from, and how sure they are.
+        head_dim: channels of a head where ``heads`` does not say how many there are (MOVA's towers differ in it).
     """
 
     interface: Interface
-    dims: Dims
+    size: Size
     fields: Mapping[str, Any]
     source: str = ""
+    head_dim: int = 0
+
+    def dims(self, variant: Variant) -> Dims:
+        """All sizes, by the settings of the variant, whoever changed some."""
+        return variant.dims(self.interface, self.size, self.head_dim)
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,8 @@ class Variant:
         text_place: text is read from outside by cross-attention ("cross"), or its tokens join the row ("sequence").
         level_input: one noise-level embedding for all ("shared"), one "per_modality", or "none".
         width_share: width of a modality, per width of the model (LTX-2: audio 0.5); 1 where not named.
+        ratio_share: feed-forward ratio of a modality's tower, per the model's (MOVA: 5.83 of audio by 2.7 of video); 1 where not
+            named.
         layers: what any layer may choose about its sublayers; a stage may choose otherwise.
         ends: what stands before and after the layers.
     """
@@ -110,6 +118,7 @@ class Variant:
     text_place: str = field(default="cross", metadata={"choices": TEXT_PLACES})
     level_input: str = field(default="shared", metadata={"choices": LEVEL_INPUTS})
     width_share: dict[str, float] = field(default_factory=dict)
+    ratio_share: dict[str, float] = field(default_factory=dict)
     layers: Traits = field(default_factory=Traits)
     ends: Ends = field(default_factory=Ends)
 
@@ -126,6 +135,9 @@ class Variant:
         for name, share in self.width_share.items():
             if not 0 < share <= 1:
                 raise ValueError(f"variant.width_share.{name}={share} must lie above 0 and reach 1 at most")
+        for name, share in self.ratio_share.items():
+            if not share > 0:
+                raise ValueError(f"variant.ratio_share.{name}={share} must be positive")
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -172,6 +184,28 @@ class Variant:
         """Each modality's model width: a share of the model's, in multiples of 8."""
         shares = {name: self.width_share.get(name, 1.0) for name in modalities}
         return {name: width if share == 1 else max(8, 8 * round(width * share / 8)) for name, share in shares.items()}
+
+    def dims(self, interface: Interface, size: Size, head_dim: int = 0) -> Dims:
+        """Widths, heads and feed-forward widths of every modality of the row.
+
+        Args:
+            interface: says which modalities there are.
+            size: of the model.
+            head_dim: channels of a head, where ``heads`` is 0 and its count not to be chosen by width.
+
+        Raises:
+            ValueError: a width that does not divide into its heads.
+        """
+        names = (*interface.modalities, *((TEXT,) if self.text_place == "sequence" else ()))
+        widths = self.widths(size.width, names)
+        by_channels = head_dim if not self.heads else 0
+        heads = {name: max(1, width // by_channels) if by_channels else self.heads_for(width) for name, width in widths.items()}
+        for name, width in widths.items():
+            if width % (2 * heads[name]):
+                raise ValueError(f"width {width} of {name} does not divide into {heads[name]} heads of an even size")
+        shares = {name: width / size.width * self.ratio_share.get(name, 1.0) for name, width in widths.items()}
+        hidden = {name: max(1, round(size.hidden * share)) for name, share in shares.items()}
+        return Dims(widths, heads, hidden)
 
     def heads_for(self, width: int) -> int:
         """The number of heads at a width, always with an even number of channels each."""

@@ -39,13 +39,13 @@ def described(overrides: Sequence[str]) -> dict[str, Any]:
         name = "" if asked == PUBLISHED else asked
         _, found = released(type(config.variant), name)
         config = load([*_as_overrides(found.fields), *overrides])
-        cost = measure(config.variant, found.interface, found.dims)
+        dims = found.dims(config.variant)
+        cost = measure(config.variant, found.interface, dims)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     step = f"as released ({found.source}), on its own latents"
-    budget_made = Budget(width=max(found.dims.widths.values()), hidden=max(found.dims.hidden.values()))
-    solution = Solution(Size(budget_made.width or 0, budget_made.hidden or 0), cost, budget_made, float(cost.total), (step,))
-    return _description(config, found.interface, found.dims, solution, 1)
+    solution = Solution(found.size, cost, Budget(**vars(found.size)), float(cost.total), (step,))
+    return _description(config, found.interface, dims, solution, 1)
 
 
 def combinations(overrides: Sequence[str]) -> list[list[str]]:

@@ -4,12 +4,16 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
+from nava_lab.blocks.base import Dims
+from nava_lab.config import ConfigError
 from nava_lab.models.denoiser import on_meta
 from nava_lab.models.variant import released
 from nava_lab.registry import variants
+from nava_lab.study.describe import described
 
 SPLIT = ("attention", "text", "modulation", "feed_forward", "norms")
 VIDEO, AUDIO = r"storeys\.parts\.video\.", r"storeys\.parts\.audio\."
@@ -17,7 +21,7 @@ VIDEO, AUDIO = r"storeys\.parts\.video\.", r"storeys\.parts\.audio\."
 
 def counted(name, size="", **changes):
     variant, found = released(variants.get(name), size, **changes)
-    model = on_meta(variant, found.interface, found.dims)
+    model = on_meta(variant, found.interface, found.dims(variant))
     return {key: part.numel() for key, part in model.named_parameters()}
 
 
@@ -45,6 +49,65 @@ def counted(name, size="", **changes):
 )
 def test_total(name, size, changes, total):
     assert sum(counted(name, size, **changes).values()) == total
+
+
+@pytest.mark.parametrize(
+    ("name", "widths", "heads", "hidden"),
+    [
+        ("nava", {"video": 3072, "audio": 3072}, (24, 24), (14336, 14336)),
+        ("ovi", {"video": 3072, "audio": 3072}, (24, 24), (14336, 14336)),
+        ("ltx2", {"video": 4096, "audio": 2048}, (32, 32), (16384, 8192)),
+        ("mova", {"video": 5120, "audio": 1536}, (40, 12), (13824, 8960)),
+        ("magihuman", {"video": 5120, "audio": 5120, "text": 5120}, (40,) * 3, (20480,) * 3),
+    ],
+)
+def test_sizes_follow_from_settings_as_at_any_budget(name, widths, heads, hidden):
+    variant, found = released(variants.get(name))
+    made = found.dims(variant)
+    assert made == Dims(widths, dict(zip(widths, heads, strict=True)), dict(zip(widths, hidden, strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "changed"),
+    [
+        (["variant=nava", "variant.heads=48"], {"flops"}),
+        (["variant=ltx2", "variant.width_share.audio=0.25"], {"total", "flops"}),
+        (["variant=mova", "variant.width_share.audio=0.6"], {"total", "flops"}),
+        (["variant=mova", "variant.ratio_share.audio=1.0"], {"total", "flops"}),
+        (["variant=nava", "variant.text_place=sequence"], {"total", "flops"}),
+        (["variant=magihuman", "variant.text_place=cross"], {"total", "flops"}),
+    ],
+    ids=" ".join,
+)
+def test_a_published_size_follows_every_setting(overrides, changed):
+    """And what heads decide is seen in the sizes that are built: they cost neither parameters nor FLOPs of their own."""
+    plain, other = (described([*part, "size=published"]) for part in (overrides[:1], overrides))
+    assert (plain["parameters"]["total"] != other["parameters"]["total"]) == ("total" in changed)
+    if "variant.heads=48" in overrides:
+        variant, found = released(variants.get("nava"), heads=48)
+        assert set(found.dims(variant).heads.values()) == {48}
+        return
+    assert plain["flops_per_sample"] != other["flops_per_sample"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["variant=nava", "variant.heads=25"], "width 3072 of video does not divide into 25 heads"),
+        (["variant=nava", "variant.width_share.audio=0.5"], "a joint block needs one width"),
+        (["variant=ovi", "variant.text_place=sequence"], "text_place='sequence'"),
+    ],
+    ids=" ".join,
+)
+def test_a_setting_that_a_published_size_cannot_have_is_refused_with_the_reason(overrides, said):
+    with pytest.raises(ConfigError, match=said):
+        described([*overrides, "size=published"])
+
+
+def test_sizes_given_one_by_one_must_be_of_the_rows_modalities():
+    variant, found = released(variants.get("nava"))
+    with pytest.raises(ValueError, match="sizes are given of video, audio, and the model's row holds audio, text, video"):
+        on_meta(replace(variant, text_place="sequence"), found.interface, found.dims(variant))
 
 
 def layers(first, last):

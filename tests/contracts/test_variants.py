@@ -11,7 +11,7 @@ from nava_lab.models.denoiser import Denoiser, count_parameters
 from nava_lab.models.variant import Size, Variant, with_settings
 from nava_lab.registry import variants
 from nava_lab.streams import Interface, ModalitySpec, Stream, TextSpec, time_positions
-from tests.conftest import INTERFACE, Inputs, lively
+from tests.conftest import INTERFACE, Inputs, fitting, lively
 
 ALL = variants.names()
 
@@ -175,7 +175,7 @@ def _other_values(field, value):
     if choices:
         return [choice for choice in choices if choice != value]
     if field.name == "heads":
-        return [1, 2, 4]
+        return [1, 2, 4, 5, 10]
     if field.name == "unit":
         return ["audio"] if not value else ["video"]
     if isinstance(value, bool):
@@ -191,8 +191,25 @@ def _other_values(field, value):
     raise AssertionError(f"the test does not know how to change {field.name}={value!r}: teach it")
 
 
-# What a setting needs beside it to have something to act on.
-BESIDE = {"bridge.inner": {"width_share": {"audio": 0.5}}, "clock.unit": {"clock.hz": 0.0}}
+# What a setting needs beside it to have something to act on, in variants where it has nothing: there it must be refused.
+BESIDE = {
+    "bridge.inner": {"width_share": {"audio": 0.5}},
+    "bridge.level": {"bridge.gate": "level"},
+    "clock.layout": {"layers.query_group": 1},
+    "clock.unit": {"clock.hz": 0.0},
+    "ends.level_features": {"level_input": "shared"},
+    "layers.modulation": {"level_input": "shared"},
+    "layers.query_group": {"clock.layout": "axes"},
+    "layers.text_modulation": {"text_place": "cross", "level_input": "shared", "layers.modulation": "adaln"},
+    "layers.text_norm": {"text_place": "cross"},
+}
+# What no setting beside it brings to life in some variants, and why.
+NEVER = {
+    "ratio_share": "a joint block needs one width, head count and feed-forward width",
+    "text_place": "towers have no such row",
+    "width_share": "a joint block needs one width",
+}
+DEEPER = {"placement": {"depth": 6}}  # where every choice differs
 
 
 def trace(variant, size):
@@ -220,34 +237,61 @@ def solved(variant):
     return trace(variant, solve(variant, RICH, Budget(parameters=3_000_000)).size)
 
 
+def as_its_kind_has_it(base, variant, key, value):
+    """A bridge's choice that says what its kind does anyway."""
+    return value is None and key.startswith("bridge.") and variant.bridge.build() == base.bridge.build()
+
+
+def tried(base, key, field, value, size):
+    """Other values of a setting: which change something, which change nothing, and why the others are refused."""
+    alive, dead, reasons = [], [], []
+    plain = trace(base, size)
+    for other in (other for other in _other_values(field, value) if other != value):
+        try:
+            variant = with_settings(base, {key: other})
+            if as_its_kind_has_it(base, variant, key, value):
+                continue
+            differs = differ(trace(variant, size), plain) or differ(solved(variant), solved(base))  # what only a budget feels
+            (alive if differs else dead).append(other)
+        except ValueError as error:
+            reasons.append(str(error))
+        else:
+            kept = {name: part for name, _, part in leaves(variant) if name != key}
+            assert kept == {name: part for name, _, part in leaves(base) if name != key}, f"{key} changes other settings unsaid"
+            if alive and not isinstance(other, (bool, str, dict, tuple)):
+                break  # a number may be rounded to the same layers; a choice may not be no choice
+    return alive, dead, reasons
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_no_dead_config_field(name):
-    """Every setting, nested ones too, changes the solved size, the parameters or the output; or it is refused with a reason."""
-    base, size = make(name, depth=2), Size(48, 96)
-    plain = trace(base, size)
+    """Every value of every setting, nested ones too, changes the solved size, the parameters or the output, or is refused with
+    the reason; and what is refused as it stands comes to life with something beside it."""
+    base = make(name, depth=2)
+    size = fitting(base, Size(48, 96))
     for key, field, value in leaves(base):
-        accepted, refusals = [], []
-        for other in (other for other in _other_values(field, value) if other != value):
-            try:
-                variant = with_settings(base, {key: other, **BESIDE.get(key, {})})
-                beside = trace(with_settings(base, BESIDE[key]), size) if key in BESIDE else plain
-                accepted.append((variant, differ(trace(variant, size), beside)))
-            except ValueError as error:  # a value that makes no sense here, with the reason
-                refusals.append(str(error))
-            if accepted and accepted[-1][1]:
-                break
-        alive = any(differs for _, differs in accepted)
-        if accepted and not alive:  # what only a budget feels
-            alive = any(differ(solved(variant), solved(base)) for variant, _ in accepted)
-        assert alive or not accepted, f"{name}.{key} changes nothing"
-        assert all(len(reason) > 20 for reason in refusals)
+        deeper = with_settings(base, DEEPER.get(key, {}))
+        alive, dead, reasons = tried(deeper, key, field, value, size)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        assert not dead or (number and alive), f"{name}.{key}={dead} changes nothing"
+        assert all(len(reason) > 20 for reason in reasons)
+        if alive:
+            continue
+        if key in NEVER:
+            assert all(NEVER[key] in reason for reason in reasons), f"{name}.{key}: {reasons}"
+            continue
+        assert key in BESIDE, f"{name}.{key} is always refused: {reasons}"
+        beside = with_settings(base, BESIDE[key])
+        changed = next(part for name, _, part in leaves(beside) if name == key)
+        alive, dead, reasons = tried(beside, key, field, changed, fitting(beside, Size(48, 96)))
+        assert alive, f"{name}.{key} changes nothing beside {BESIDE[key]} either: {dead}, {reasons}"
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_groups_add_up_to_the_modules_parameters(name):
     variant = make(name)
-    cost = measure(variant, INTERFACE, Size(24, 40))
-    model = Denoiser(variant, INTERFACE, Size(24, 40))
+    size = fitting(variant, Size(24, 40))
+    cost, model = measure(variant, INTERFACE, size), Denoiser(variant, INTERFACE, size)
     assert cost.total == count_parameters(model) == sum(cost.groups.values()) == sum(part.count for part in owned(model))
 
 
@@ -292,7 +336,7 @@ def test_streams_without_rows_and_columns_spend_all_channels_on_time(name):
 
     assert type(lively(make(name)).clock) is TimeClock
     grids = Interface({"video": ModalitySpec(6, 8, 0.08, (2, 2)), "audio": ModalitySpec(4, 7, 0.05)}, TextSpec(3, 9))
-    assert type(Denoiser(make(name), grids, Size(24, 40)).clock) is Clock
+    assert type(Denoiser(make(name), grids, fitting(make(name), Size(24, 40))).clock) is Clock
     positions = torch.tensor([[[0.0, 0.0, 0.0], [0.5, 0.0, 0.0]]])
     cosines, _ = TimeClock().table(positions, 24)
     assert (cosines[0, 0] != cosines[0, 1]).all()

@@ -4,8 +4,8 @@ The bridge stands before each of the first 30 pairs of layers, the last 10 layer
 assumed to be Wan2.2 I2V A14B (36 channels in, 16 out, text 4096) and its bridge comes from a third party's defaults; the totals,
 32,656,733,440 and 18,367,832,256 active, agree with the published 32 B and 18 B. Towers count their own tokens; in bridges the
 audio's tokens count 0, 1, 2, ... and a video step f_a / f_v of them (21.5 / 6 = 3.58): one clock, whose unit is the audio's step.
-Both experts are computed here and each sample takes its own: no tensor's value decides what runs, at the price of the
-second expert's FLOPs in training.
+Both experts are computed here and each sample takes its own: no tensor's value decides what runs. Parameters count both, the
+FLOPs of a sample (and ``budget.flops``) the one that it takes; what the other costs here, `nava describe` tells apart.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,11 +13,10 @@ from dataclasses import dataclass, field, replace
 
 from nava_lab.blocks.options import Ends
 from nava_lab.layers.rotary import Clock
-from nava_lab.models.latents import audio, joint
+from nava_lab.models.latents import audio, joint, video
 from nava_lab.models.towers import Bridge, towers
 from nava_lab.models.variant import LEVEL_INPUTS, Published, Size, Stage, Variant
 from nava_lab.registry import variants
-from nava_lab.streams import ModalitySpec
 
 AUDIO_RATIO = 8960 / 1536  # 5.83; the video's is 13824 / 5120 = 2.7
 
@@ -58,9 +57,8 @@ class Mova(Variant):
 
     @classmethod
     def published(cls) -> Mapping[str, Published]:
-        video = ModalitySpec(16 * 4, 20 * 22 * 40, 4 / 24, (22, 40), stride=4, context=20 * 4)
         found = Published(
-            joint(video, audio(128, 21.5)),
+            joint(video(16 * 4, 4, 8 * 2, context=20 * 4), audio(128, 21.5)),
             Size(5120, 13824),
             {"depth": 30},
             "assumed Wan2.2 I2V A14B; a third party's bridge defaults",

@@ -39,7 +39,8 @@ class Clock:
         patch_hz: position units per row or column.
         layout: "axes" or "spread".
         anchor: whether a token stands at the "centre" of its stretch of time, or at its "start" (Wan, NAVA, Ovi).
-        index: every modality counts its own tokens (MOVA's towers); exchanges of dedicated attentions stay on one clock, by ``hz``.
+        index: every modality counts its own tokens (MOVA's towers); exchanges of dedicated attentions stay on one clock, of
+            ``hz`` or ``unit``.
         first_frame: the first token of a causal codec stands for one frame, not for a whole stride (LTX-2).
         scale: factor of a modality's time (Ovi: audio 0.19676 of a video step, of tokens counted).
     """

@@ -96,8 +96,8 @@ class Variant:
 
     Attributes:
         depth: layers in all.
-        heads: attention heads; 0 chooses the count that makes a head nearest to 32 channels (64 from width 512, 128 from
-            2048).
+        heads: attention heads; 0 chooses the count, of whole groups of queries, that makes a head nearest to 32 channels (64 from
+            width 512, 128 from 2048).
         text_after: layers that come before the text does: they do not read it, whatever the stages say.
         ratio: the feed-forward ratio that the budget solver aims for before it fits the rest.
         clock: seconds to rotary angles.
@@ -125,6 +125,11 @@ class Variant:
     def __post_init__(self) -> None:
         if self.depth < 1:
             raise ValueError(f"depth={self.depth}: a variant needs at least one layer")
+        if self.heads % self.layers.query_group:
+            raise ValueError(
+                f"variant.heads={self.heads} does not divide into groups of layers.query_group={self.layers.query_group} "
+                "that share a key and value head"
+            )
         if self.heads < 0 or not self.ratio > 0:
             raise ValueError(f"heads={self.heads} must not be negative and ratio={self.ratio} must be positive")
         if not 0 <= self.text_after < self.depth:
@@ -161,10 +166,7 @@ class Variant:
         plan: list[Stage] = []
         left = self.text_after
         stages = list(self.stages())
-        usual = self.usual("layers")
-        if self.layers != usual and stages == list(replace(self, layers=usual).stages()):
-            name = type(self).__name__
-            raise ValueError(f"variant.layers changes nothing in {name}: its stages do not pass it on to their blocks")
+        self._all_layers_read(stages)
         for stage in stages:
             if self.text_place == "sequence":
                 stage = replace(stage, block=_without_text(stage.block))
@@ -173,6 +175,30 @@ class Variant:
             parts = (replace(stage, layers=before, text=False), replace(stage, layers=stage.layers - before))
             plan += [part for part in parts if part.layers]
         return plan
+
+    def _all_layers_read(self, stages: Sequence[Stage]) -> None:
+        """Refuse a choice of ``layers`` that comes to no stage."""
+        usual = self.usual("layers")
+        for part in fields(Traits):
+            chosen, plain = getattr(self.layers, part.name), getattr(usual, part.name)
+            if chosen == plain:
+                continue
+            try:
+                without = replace(self, layers=replace(self.layers, **{part.name: plain})).stages()
+            except ValueError:  # the others need it
+                continue
+            if list(without) == list(stages):
+                raise ValueError(
+                    f"variant.layers.{part.name}={chosen} changes nothing in {type(self).__name__}: "
+                    "no stage passes it on to its blocks"
+                )
+
+    def unread(self, names: Sequence[str], why: str) -> None:
+        """Refuse settings of one's own that nothing reads at these values."""
+        known = {part.name for part in fields(self)}
+        for name in names:
+            if name in known and getattr(self, name) != self.usual(name):
+                raise ValueError(f"variant.{name}={getattr(self, name)} changes nothing: {why}")
 
     @classmethod
     def usual(cls, name: str) -> Any:
@@ -214,7 +240,13 @@ class Variant:
         if width % 2:
             raise ValueError(f"a model width must be even, not {width}")
         target = 32 if width < 512 else 64 if width < 2048 else 128
-        counts = [count for count in range(1, width // 2 + 1) if width % (2 * count) == 0]
+        group = self.layers.query_group
+        counts = [count for count in range(group, width // 2 + 1, group) if width % (2 * count) == 0]
+        if not counts:
+            raise ValueError(
+                f"a model width of {width} has no heads in groups of layers.query_group={group}: "
+                f"it must be a multiple of {2 * group}"
+            )
         return min(counts, key=lambda count: (abs(width / count - target), count))
 
 

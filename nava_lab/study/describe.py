@@ -15,6 +15,7 @@ from nava_lab.budget import Budget, measure
 from nava_lab.budget.memory import memory
 from nava_lab.budget.solve import Solution
 from nava_lab.config import Config, ConfigError, device_count, explain, load
+from nava_lab.models.denoiser import Denoiser
 from nava_lab.models.look import calls, pictures
 from nava_lab.models.variant import Size, released
 from nava_lab.registry import variants
@@ -82,6 +83,7 @@ def _description(config: Config, face: Interface, size: Size | Dims, solution: S
         "world": config.world.name,
         "summary": entry.summary if entry else "",
         "size": {"width": solution.size.width, "hidden": solution.size.hidden},
+        "heads": dict(Denoiser.dims(config.variant, face, size).heads),
         "stages": [
             {
                 "label": stage.label or stage.block.name,
@@ -100,6 +102,7 @@ def _description(config: Config, face: Interface, size: Size | Dims, solution: S
         },
         "flops_per_sample": cost.flops_per_sample,
         "flops_by_part": {part: 3 * flops for part, flops in cost.flops.items()},
+        "flops_idle": 3 * cost.idle_flops,
         "memory": {"batch": batch, "total": held.total(batch), **held.parts(batch)},
         "attention": attention(config, face),
         "budget": {

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from nava_lab.blocks.base import Dims
+from nava_lab.budget.thin import Thin
 from nava_lab.config import ConfigError
 from nava_lab.models.denoiser import on_meta
 from nava_lab.models.variant import released
@@ -68,36 +69,39 @@ def test_sizes_follow_from_settings_as_at_any_budget(name, widths, heads, hidden
 
 
 @pytest.mark.parametrize(
-    ("overrides", "changed"),
+    ("name", "changes"),
     [
-        (["variant=nava", "variant.heads=48"], {"flops"}),
-        (["variant=ltx2", "variant.width_share.audio=0.25"], {"total", "flops"}),
-        (["variant=mova", "variant.width_share.audio=0.6"], {"total", "flops"}),
-        (["variant=mova", "variant.ratio_share.audio=1.0"], {"total", "flops"}),
-        (["variant=nava", "variant.text_place=sequence"], {"total", "flops"}),
-        (["variant=magihuman", "variant.text_place=cross"], {"total", "flops"}),
+        ("ltx2", {"width_share": {"audio": 0.25}}),
+        ("mova", {"width_share": {"audio": 0.6}}),
+        ("mova", {"ratio_share": {}}),
+        ("magihuman", {"text_place": "cross"}),
     ],
-    ids=" ".join,
+    ids=str,
 )
-def test_a_published_size_follows_every_setting(overrides, changed):
-    """And what heads decide is seen in the sizes that are built: they cost neither parameters nor FLOPs of their own."""
-    plain, other = (described([*part, "size=published"]) for part in (overrides[:1], overrides))
-    assert (plain["parameters"]["total"] != other["parameters"]["total"]) == ("total" in changed)
-    if "variant.heads=48" in overrides:
-        variant, found = released(variants.get("nava"), heads=48)
-        assert set(found.dims(variant).heads.values()) == {48}
-        return
-    assert plain["flops_per_sample"] != other["flops_per_sample"]
+def test_a_published_size_follows_every_setting(name, changes):
+    (plain, found), (other, _) = (released(variants.get(name), "", **part) for part in ({}, changes))
+    counts = [Thin.of(variant, found.interface, found.dims(variant)).parameters for variant in (plain, other)]
+    assert counts[0] != counts[1]
+
+
+def test_describing_a_published_size_follows_overrides():
+    plain, more, row = (
+        described(["variant=nava", "size=published", *part])
+        for part in ([], ["variant.heads=48"], ["variant.text_place=sequence"])
+    )
+    assert (plain["heads"], more["heads"]) == (dict.fromkeys(("video", "audio"), count) for count in (24, 48))
+    assert more["parameters"] == plain["parameters"]
+    assert row["parameters"]["total"] < plain["parameters"]["total"]  # no text cross-attention
 
 
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
         (["variant=nava", "variant.heads=25"], "width 3072 of video does not divide into 25 heads"),
-        (["variant=nava", "variant.width_share.audio=0.5"], "a joint block needs one width"),
+        (["variant=nava", "variant.width_share.audio=0.5"], "the widths differ"),
         (["variant=ovi", "variant.text_place=sequence"], "text_place='sequence'"),
     ],
-    ids=" ".join,
+    ids=lambda part: part[-1] if isinstance(part, list) else None,
 )
 def test_a_setting_that_a_published_size_cannot_have_is_refused_with_the_reason(overrides, said):
     with pytest.raises(ConfigError, match=said):
@@ -108,6 +112,19 @@ def test_sizes_given_one_by_one_must_be_of_the_rows_modalities():
     variant, found = released(variants.get("nava"))
     with pytest.raises(ValueError, match="sizes are given of video, audio, and the model's row holds audio, text, video"):
         on_meta(replace(variant, text_place="sequence"), found.interface, found.dims(variant))
+
+
+@pytest.mark.parametrize("name", ["nava", "ovi", "ltx2", "mova", "magihuman"])
+def test_all_are_measured_on_one_clip(name):
+    """As long, and of as many pixels, whatever the codec makes of them; a causal one's first step holds one frame."""
+    for found in variants.get(name).published().values():
+        seen, heard = found.interface.modalities["video"], found.interface.modalities["audio"]
+        pixels = 16 if seen.context else 32  # edge of a token; the codec of Wan2.1 halves it
+        steps, left = divmod(seen.tokens, seen.grid[0] * seen.grid[1])
+        assert (left, tuple(edge * pixels for edge in seen.grid)) == (0, (704, 1280))
+        assert 1 + (steps - 1) * seen.stride == 121
+        assert seen.stride == pytest.approx(seen.seconds * 24)
+        assert heard.tokens * heard.seconds == pytest.approx(121 / 24, abs=heard.seconds / 2)
 
 
 def layers(first, last):
@@ -336,7 +353,7 @@ def test_arithmetic_of_the_blocks():
     d, k = 5120, 1536
     assert 2 * (d * d + d) + 2 * (k * d + d) + 2 * d + 2 * k == 68_191_232  # MOVA's bridge into video
     assert 2 * 14_288_901_184 + 1_419_193_472 + 2_659_737_600 == 32_656_733_440
-    assert round(20480 * variants.get("magihuman")().gated_share) == 20480 * 2 // 3 // 4 * 4 == 13652
+    assert round(20480 * variants.get("magihuman")().layers.hidden_share) == 20480 * 2 // 3 // 4 * 4 == 13652
 
 
 def test_what_was_never_released_says_so():

@@ -155,9 +155,12 @@ def _legal_widths(total: _Totals) -> list[int]:
     while widths[-1] < WIDEST:
         widths.append(widths[-1] + legal_width_step(widths[-1]))
     variant, names = total.variant, (*total.interface.modalities, TEXT)
+    group = variant.layers.query_group
+    if legal_width_step(8) % (2 * group):  # few of the narrow ones would hold whole groups: those that do join them
+        widths = sorted({*widths, *range(2 * group, 256, 2 * group)})
 
     def divides(width: int) -> bool:
-        parts, group = variant.widths(width, names).values(), variant.layers.query_group
+        parts = variant.widths(width, names).values()
         return all(part % (2 * group) == 0 and part % (2 * variant.heads_for(part)) == 0 for part in parts)
 
     return [width for width in widths if divides(width)]

@@ -7,6 +7,7 @@ from typing import Any
 
 from nava_lab.blocks.base import Dims
 from nava_lab.blocks.options import Ends
+from nava_lab.layers.rotary import Clock
 from nava_lab.models.variant import Variant
 from nava_lab.streams import TEXT, Interface
 
@@ -71,7 +72,9 @@ def _check_text(variant: Variant, blocks: Sequence[Any]) -> None:
 def _check_clock(variant: Variant, interface: Interface, blocks: Sequence[Any]) -> None:
     """A clock by which nothing turns: who counts tokens feels its unit in exchanges on one clock and in words of the row."""
     clock, usual = variant.clock, variant.usual("clock")
-    if clock.patch_hz != usual.patch_hz and all(spec.grid == (1, 1) for spec in interface.modalities.values()):
+    if clock.patch_hz not in (usual.patch_hz, Clock().patch_hz) and all(
+        spec.grid == (1, 1) for spec in interface.modalities.values()
+    ):
         raise ValueError(f"clock.patch_hz={clock.patch_hz:g} turns rows and columns, and no modality here has any")
     if not clock.index or variant.text_place == "sequence":
         return

@@ -84,6 +84,11 @@ def test_a_published_size_follows_every_setting(name, changes):
     assert counts[0] != counts[1]
 
 
+def test_heads_that_are_said_win_over_the_channels_of_the_release():
+    variant, found = released(variants.get("mova"), heads=8)
+    assert found.dims(variant).heads == {"video": 8, "audio": 8}
+
+
 def test_describing_a_published_size_follows_overrides():
     more, row = (
         described(["variant=nava", "size=published", part]) for part in ("variant.heads=48", "variant.text_place=sequence")

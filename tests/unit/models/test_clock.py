@@ -46,6 +46,7 @@ def test_what_released_systems_count(name, modality, aligned, step):
     ("settings", "named"),
     [
         ({"clock.unit": "audio"}, r"clock.unit=audio .* clock.hz=12.5"),
+        ({"clock.patch_hz": 2.0}, "clock.patch_hz=2 turns rows and columns, and no modality here has any"),
         ({"clock.unit": "sound", "clock.hz": 0.0}, "clock.unit names sound; there is video, audio"),
         ({"clock.index": True, "clock.hz": 7.0, "bridge.rotary": False}, "clock.hz=7.0: with clock.index=true"),
         ({"clock.index": True, "clock.hz": 7.0, "bridge.kind": "shared_query"}, "no exchange here turns by one clock for all"),

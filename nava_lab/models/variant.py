@@ -196,9 +196,10 @@ class Variant:
     def unread(self, names: Sequence[str], why: str) -> None:
         """Refuse settings of one's own that nothing reads at these values."""
         known = {part.name for part in fields(self)}
-        for name in names:
-            if name in known and getattr(self, name) != self.usual(name):
-                raise ValueError(f"variant.{name}={getattr(self, name)} changes nothing: {why}")
+        for name in known.intersection(names):
+            value, usual = getattr(self, name), self.usual(name)
+            if (tuple(value) if isinstance(usual, tuple) else value) != usual:  # a config says its tuples as lists
+                raise ValueError(f"variant.{name}={value} changes nothing: {why}")
 
     @classmethod
     def usual(cls, name: str) -> Any:

@@ -62,10 +62,16 @@ class Inputs:
         )
 
 
+def fitting(variant, size: Size) -> Size:
+    """The size, widened to where the variant's heads divide: groups of five queries need a multiple of ten."""
+    step = 2 * variant.layers.query_group
+    return Size(-(-size.width // step) * step, size.hidden) if step > 2 else size
+
+
 def lively(variant, size=None, seed: int = 0, **options) -> Denoiser:
     """A small denoiser whose zero-initialised parts are randomised, so that every path carries something."""
     torch.manual_seed(seed)
-    model = Denoiser(variant, INTERFACE, size or Size(24, 40), **options)
+    model = Denoiser(variant, INTERFACE, fitting(variant, size or Size(24, 40)), **options)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

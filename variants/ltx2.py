@@ -11,14 +11,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from nava_lab.blocks.base import Dims
 from nava_lab.blocks.options import Ends, Traits
 from nava_lab.layers.rotary import Clock
-from nava_lab.models.latents import joint
+from nava_lab.models.latents import audio, joint, video
 from nava_lab.models.towers import Bridge, towers
-from nava_lab.models.variant import LEVEL_INPUTS, Published, Stage, Variant
+from nava_lab.models.variant import LEVEL_INPUTS, Published, Size, Stage, Variant
 from nava_lab.registry import variants
-from nava_lab.streams import ModalitySpec, TextSpec
+from nava_lab.streams import TextSpec
 
 FASTEST = math.pi * 10_000  # over the reach, per second or patch
 
@@ -45,12 +44,11 @@ class Ltx2(Variant):
 
     @classmethod
     def published(cls) -> Mapping[str, Published]:
-        dims = Dims({"video": 4096, "audio": 2048}, {"video": 32, "audio": 32}, {"video": 16384, "audio": 8192})
-        video = ModalitySpec(128, 16 * 16 * 24, 8 / 24, (16, 24), stride=8)
-        sound = ModalitySpec(128, 126, 0.04, stride=4)
+        size = Size(4096, 16384)
+        seen, heard = video(128, 8, 32), audio(128, 25.0, stride=4)
         fields = {"depth": 48, "heads": 32, "clock.first_frame": True}
         later = {"layers.head_gates": 2.0, "layers.text_modulation": True, "bridge.head_gates": 2.0, "ends.text": "none"}
         return {
-            "2.0": Published(joint(video, sound, TextSpec(1024, features=3840)), dims, fields, "diffusers' default constructor"),
-            "2.3": Published(joint(video, sound, TextSpec(1024, features=4096 + 2048)), dims, fields | later, "released config"),
+            "2.0": Published(joint(seen, heard, TextSpec(1024, features=3840)), size, fields, "diffusers' default constructor"),
+            "2.3": Published(joint(seen, heard, TextSpec(1024, features=4096 + 2048)), size, fields | later, "released config"),
         }

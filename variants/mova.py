@@ -2,22 +2,23 @@
 
 The bridge stands before each of the first 30 pairs of layers, the last 10 layers are video's alone. Its video configuration is
 assumed to be Wan2.2 I2V A14B (36 channels in, 16 out, text 4096) and its bridge comes from a third party's defaults; the totals,
-32,656,733,440 and 18,367,832,256 active, agree with the published 32 B and 18 B. Towers count their own tokens, bridges are in
-seconds. Both experts are computed here and each sample takes its own: no tensor's value decides what runs, at the price of the
-second expert's FLOPs in training.
+32,656,733,440 and 18,367,832,256 active, agree with the published 32 B and 18 B. Towers count their own tokens; in bridges the
+audio's tokens count 0, 1, 2, ... and a video step f_a / f_v of them (21.5 / 6 = 3.58): one clock, whose unit is the audio's step.
+Both experts are computed here and each sample takes its own: no tensor's value decides what runs. Parameters count both, the
+FLOPs of a sample (and ``budget.flops``) the one that it takes; what the other costs here, `nava describe` tells apart.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from nava_lab.blocks.base import Dims
 from nava_lab.blocks.options import Ends
 from nava_lab.layers.rotary import Clock
-from nava_lab.models.latents import audio, joint
+from nava_lab.models.latents import audio, joint, video
 from nava_lab.models.towers import Bridge, towers
-from nava_lab.models.variant import LEVEL_INPUTS, Published, Stage, Variant
+from nava_lab.models.variant import LEVEL_INPUTS, Published, Size, Stage, Variant
 from nava_lab.registry import variants
-from nava_lab.streams import ModalitySpec
+
+AUDIO_RATIO = 8960 / 1536  # 5.83; the video's is 13824 / 5120 = 2.7
 
 
 @variants.register("mova")
@@ -39,7 +40,8 @@ class Mova(Variant):
     level_input: str = field(default="per_modality", metadata={"choices": LEVEL_INPUTS})
     width_share: dict[str, float] = field(default_factory=lambda: {"audio": 0.3})
     ratio: float = 2.7
-    clock: Clock = field(default_factory=lambda: Clock(hz=0.0, anchor="start", index=True))
+    ratio_share: dict[str, float] = field(default_factory=lambda: {"audio": AUDIO_RATIO / 2.7})
+    clock: Clock = field(default_factory=lambda: Clock(hz=0.0, unit="audio", anchor="start", index=True))
     ends: Ends = field(default_factory=lambda: Ends(level_features=256))
 
     def stages(self) -> Sequence[Stage]:
@@ -55,10 +57,12 @@ class Mova(Variant):
 
     @classmethod
     def published(cls) -> Mapping[str, Published]:
-        dims = Dims({"video": 5120, "audio": 1536}, {"video": 40, "audio": 12}, {"video": 13824, "audio": 8960})
-        video = ModalitySpec(16 * 4, 20 * 22 * 40, 4 / 24, (22, 40), stride=4, context=20 * 4)
         found = Published(
-            joint(video, audio(128, 21.5)), dims, {"depth": 30}, "assumed Wan2.2 I2V A14B; a third party's bridge defaults"
+            joint(video(16 * 4, 4, 8 * 2, context=20 * 4), audio(128, 21.5)),
+            Size(5120, 13824),
+            {"depth": 30},
+            "assumed Wan2.2 I2V A14B; a third party's bridge defaults",
+            head_dim=128,
         )
         one = replace(found, fields={**found.fields, "experts": False})
         return {"released": found, "active": one}

@@ -11,13 +11,12 @@ The 30 layers' ablation (all fusion, all alignment, 20 + 10) was counted with 20
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from nava_lab.blocks.base import Dims
 from nava_lab.blocks.options import Ends
 from nava_lab.layers.rotary import Clock
 from nava_lab.models.alignment import aligned
 from nava_lab.models.latents import UMT5, audio, joint, wan22_video
 from nava_lab.models.placement import OWN
-from nava_lab.models.variant import Published, Stage, Variant
+from nava_lab.models.variant import Published, Size, Stage, Variant
 from nava_lab.registry import variants
 
 
@@ -46,10 +45,10 @@ class Nava(Variant):
 
     @classmethod
     def published(cls) -> Mapping[str, Published]:
-        dims = Dims(*({"video": value, "audio": value} for value in (3072, 24, 14336)))
+        size = Size(3072, 14336)
         speakers = replace(UMT5, references=2, timbre=192)
         fields = {"depth": 30, "heads": 24}
         return {
-            "released": Published(joint(wan22_video(), audio(128, 25.0), speakers), dims, fields, "released config"),
-            "20ch": Published(joint(wan22_video(), audio(20, 25.0), speakers), dims, fields, "config of the ablation"),
+            "released": Published(joint(wan22_video(), audio(128, 25.0), speakers), size, fields, "released config"),
+            "20ch": Published(joint(wan22_video(), audio(20, 25.0), speakers), size, fields, "config of the ablation"),
         }

@@ -8,12 +8,11 @@ of the text, ungated. Published audio factor .19676 on counted tokens, where the
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from nava_lab.blocks.base import Dims
 from nava_lab.blocks.options import Ends
 from nava_lab.layers.rotary import Clock
 from nava_lab.models.latents import audio, joint, wan22_video
 from nava_lab.models.towers import Bridge, towers
-from nava_lab.models.variant import LEVEL_INPUTS, Published, Stage, Variant
+from nava_lab.models.variant import LEVEL_INPUTS, Published, Size, Stage, Variant
 from nava_lab.registry import variants
 
 
@@ -37,6 +36,5 @@ class Ovi(Variant):
 
     @classmethod
     def published(cls) -> Mapping[str, Published]:
-        dims = Dims(*({"video": value, "audio": value} for value in (3072, 24, 14336)))
         fields = {"depth": 30, "heads": 24, "clock.index": True, "clock.scale": {"audio": 0.19676}}
-        return {"released": Published(joint(wan22_video(), audio(20, 31.25)), dims, fields, "released config")}
+        return {"released": Published(joint(wan22_video(), audio(20, 31.25)), Size(3072, 14336), fields, "released config")}

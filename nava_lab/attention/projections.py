@@ -87,6 +87,8 @@ def linear(inputs: int, outputs: int, bias: bool = True) -> nn.Linear:
     return layer
 
 
-def kv_heads(heads: int, wanted: int) -> int:
-    """Key-value heads for grouped queries: the largest divisor of ``heads`` up to ``wanted``; 0 means one each."""
-    return heads if wanted <= 0 else max(count for count in range(1, min(heads, wanted) + 1) if heads % count == 0)
+def kv_heads(heads: int, group: int) -> int:
+    """Key-value heads where each serves ``group`` query heads."""
+    if heads % group:
+        raise ValueError(f"{heads} heads do not divide into groups of layers.query_group={group} that share a key and value head")
+    return heads // group

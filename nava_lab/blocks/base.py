@@ -244,7 +244,8 @@ def tag(module: nn.Module, group: str, owner: str | None = None) -> nn.Module:
 
 
 def idle(module: nn.Module) -> nn.Module:
-    """Mark a module as the second of two of which a token meets one: its parameters count, and are not active."""
+    """Mark a module as the second of two of which a sample meets one: its parameters count, are not active, and its FLOPs are
+    none that a sample needs."""
     module.idle = True  # type: ignore[assignment]
     return module
 

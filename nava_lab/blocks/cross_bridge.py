@@ -60,6 +60,11 @@ class Cross:
 
     reads_text = False
 
+    @property
+    def on_one_clock(self) -> bool:
+        """Whether it turns by one clock for all, whatever the towers count."""
+        return self.rotary
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "head_gates", float(self.head_gates))
         for value, name, allowed in (

@@ -69,8 +69,8 @@ class JointBlock(nn.Module):
         names, keep = dims.names, set(config.per_modality)
         if not dims.same(names):
             raise ValueError(
-                f"a joint block needs one width and head count for all modalities, not {dict(dims.widths)}; "
-                "give the tower block different widths"
+                f"a joint block needs one width, head count and feed-forward width for all modalities, not {dict(dims.widths)} "
+                f"and {dict(dims.hidden)}; give the tower block different ones"
             )
         modulated = config.modulation != "none"
         self.modulation = Modulation(names, dims, "modulation" in keep, config) if modulated else None

@@ -30,7 +30,7 @@ class Traits:
         text_modulation: scale, shift and gate around the reading of the text, and scale and shift of the text itself, by noise
             level (LTX-2.3).
         qk_norm: "full" (over all heads), "head" (within each) or "none".
-        kv_heads: key-value heads for grouped queries; 0 gives every query head its own.
+        query_group: query heads that share a key and value head (grouped queries; MagiHuman 5); 1 gives every one its own.
         head_gates: sigmoid gates per head, computed from the token: 0 for none, else the factor (MagiHuman 1; LTX-2.3 2, which
             starts open).
         bias: biases in the linear layers.
@@ -43,7 +43,7 @@ class Traits:
     text_norm: str = field(default="affine", metadata={"choices": TEXT_NORMS})
     text_modulation: bool = False
     qk_norm: str = field(default="full", metadata={"choices": QK_NORMS})
-    kv_heads: int = 0
+    query_group: int = 1
     head_gates: float = 0.0
     bias: bool = True
 
@@ -54,8 +54,10 @@ class Traits:
         choose(self.norm, "norm", NORMS)
         choose(self.text_norm, "text_norm", TEXT_NORMS)
         choose(self.qk_norm, "qk_norm", QK_NORMS)
-        if self.kv_heads < 0:
-            raise ValueError(f"kv_heads={self.kv_heads} must not be negative; 0 gives every query head its own")
+        if self.query_group < 1:
+            raise ValueError(
+                f"query_group={self.query_group} must be at least 1, which gives every query head its own key and value"
+            )
         if self.head_gates < 0 or not self.hidden_share > 0:
             raise ValueError(f"head_gates={self.head_gates} must not be negative, hidden_share={self.hidden_share} be positive")
         if self.text_modulation and self.modulation != "adaln":

@@ -74,7 +74,7 @@ class SelfAttention(nn.Module):
 
         def projection(name: str) -> nn.Module:
             heads = dims.heads[name]
-            kv = kv_heads(heads, traits.kv_heads)
+            kv = kv_heads(heads, traits.query_group)
             return SelfProjection(dims.widths[name], heads, kv, self.head_dim, traits.qk_norm, traits.bias)
 
         self.projections = PerModality(names, split, projection)

@@ -2,7 +2,8 @@
 
 Parts: projections (of self-attention, with qkv, output and head gates), scores (its logits and weighted values), text (its
 cross-attention), exchange (bridges), feed_forward, embedders, conditioning (text encoder, noise levels, timbre) and heads.
-Elementwise work is not counted.
+Elementwise work is not counted. Of two experts a sample meets one, and one is counted: the other is computed here too, because no
+tensor's value decides what runs, and what that costs stands apart (``IDLE``).
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from nava_lab.conditioning.timbre import blank_references
 from nava_lab.streams import Interface, Stream
 
 PARTS = ("projections", "scores", "text", "exchange", "feed_forward", "embedders", "conditioning", "heads")
+IDLE = "idle"  # no part of what a sample needs: the expert that it does not take
 SCORES = ("bmm", "baddbmm")
 
 
 def flops_by_part(thin: Thin, interface: Interface) -> dict[str, int]:
-    """FLOPs of one full-length sample, by part.
+    """FLOPs that one full-length sample needs, by part, and under ``IDLE`` what is computed beside it and thrown away.
 
-    The reference attention is counted, for the counter knows its matrix products on every device. Experts are both computed
-    and both counted.
+    The reference attention is counted, for the counter knows its matrix products on every device.
     """
     model = thin.model
     backend, model.backend = model.backend, "reference"
@@ -44,7 +45,7 @@ def flops_by_part(thin: Thin, interface: Interface) -> dict[str, int]:
         for op, flops in counts.items():
             is_score = part == "projections" and str(op).split(".")[-1] in SCORES
             found["scores" if is_score else part] += thin.times(path) * flops
-    return {part: found[part] for part in PARTS if found[part]}
+    return {part: found[part] for part in (*PARTS, IDLE) if found[part]}
 
 
 def _exclusive(paths: Mapping[str, Mapping[object, int]]) -> dict[str, Counter]:
@@ -64,10 +65,12 @@ def _exclusive(paths: Mapping[str, Mapping[object, int]]) -> dict[str, Counter]:
 
 
 def _part(model: nn.Module, path: str) -> str:
-    """The part that a module belongs to: the nearest one named above it, else the nearest budget group."""
+    """The part that a module belongs to: the nearest one named above it, else the nearest budget group; or that it idles."""
     part, module, named = "projections", model, False
     for name in path.split(".") if path else ():
         module = getattr(module, name) if not name.isdigit() else module[int(name)]
+        if getattr(module, "idle", False):
+            return IDLE
         if own := getattr(module, "part", None):
             part, named = own, True
         elif not named:

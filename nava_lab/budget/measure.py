@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from nava_lab.blocks.base import SHARED, Dims
-from nava_lab.budget.flops import dummy_inputs, flops_by_part
+from nava_lab.budget.flops import IDLE, dummy_inputs, flops_by_part
 from nava_lab.budget.thin import Thin
 from nava_lab.models.variant import Size, Variant
 from nava_lab.streams import TEXT, Interface
@@ -32,7 +32,8 @@ class Cost:
         groups: parameters by group; they add up to ``total``.
         active: parameters that act on a token of each modality.
         active_per_token: their mean over the tokens of a full clip.
-        flops: multiply-adds count two; one sample, one forward pass, by part (``budget.flops``).
+        flops: multiply-adds count two; what one sample needs of one forward pass, by part (``budget.flops``).
+        idle_flops: what a forward pass computes of one sample beside that: the expert that it does not take.
     """
 
     total: int
@@ -40,10 +41,11 @@ class Cost:
     active: Mapping[str, int]
     active_per_token: float
     flops: Mapping[str, int]
+    idle_flops: int = 0
 
     @property
     def flops_forward(self) -> int:
-        """FLOPs of one sample, one forward pass."""
+        """FLOPs that one sample needs of one forward pass."""
         return sum(self.flops.values())
 
     @property
@@ -93,4 +95,5 @@ def measure(variant: Variant, interface: Interface, size: Size | Dims) -> Cost:
     order = (*names, *ORDER)
     ordered = {name: groups[name] for name in (*order, *sorted(set(groups) - set(order))) if name in groups}
     flops = flops_by_part(thin, interface)
-    return Cost(sum(groups.values()), ordered, {name: active[name] for name in names}, mean, flops)
+    idle = flops.pop(IDLE, 0)
+    return Cost(sum(groups.values()), ordered, {name: active[name] for name in names}, mean, flops, idle)

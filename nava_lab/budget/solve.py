@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from nava_lab.budget.flops import flops_by_part
+from nava_lab.budget.flops import IDLE, flops_by_part
 from nava_lab.budget.measure import Cost, measure
 from nava_lab.budget.thin import Thin
 from nava_lab.models.variant import Size, Variant, legal_width_step
@@ -120,7 +120,9 @@ class _Totals:
 
     def _measure(self, width: int, hidden: int) -> int:
         thin = Thin.of(self.variant, self.interface, Size(width, hidden))
-        return thin.parameters if self.kind == "parameters" else 3 * sum(flops_by_part(thin, self.interface).values())
+        if self.kind == "parameters":
+            return thin.parameters
+        return 3 * sum(flops for part, flops in flops_by_part(thin, self.interface).items() if part != IDLE)
 
     def hidden_for(self, width: int, target: float) -> int | None:
         """The feed-forward width nearest to the target; the total is linear in it, up to rounding per modality."""
@@ -153,9 +155,13 @@ def _legal_widths(total: _Totals) -> list[int]:
     while widths[-1] < WIDEST:
         widths.append(widths[-1] + legal_width_step(widths[-1]))
     variant, names = total.variant, (*total.interface.modalities, TEXT)
+    group = variant.layers.query_group
+    if legal_width_step(8) % (2 * group):  # few of the narrow ones would hold whole groups: those that do join them
+        widths = sorted({*widths, *range(2 * group, 256, 2 * group)})
 
     def divides(width: int) -> bool:
-        return all(part % 2 == 0 and part % (2 * variant.heads_for(part)) == 0 for part in variant.widths(width, names).values())
+        parts = variant.widths(width, names).values()
+        return all(part % (2 * group) == 0 and part % (2 * variant.heads_for(part)) == 0 for part in parts)
 
     return [width for width in widths if divides(width)]
 
@@ -177,7 +183,10 @@ def _widths_around(total: _Totals, ratio: float, target: float) -> list[int]:
 
 def _impossible(total: _Totals, variant: Variant, budget: Budget, target: float, widths: list[int]) -> str:
     if not widths:
-        raise ValueError(f"variant.heads={variant.heads} divides no width up to {WIDEST}; fewer heads, or 0 to choose by width")
+        raise ValueError(
+            f"variant.heads={variant.heads} with layers.query_group={variant.layers.query_group} "
+            f"divides no width up to {WIDEST}; fewer heads, or 0 to choose by width"
+        )
     spans = []
     for width in widths if budget.width is not None else [_legal_widths(total)[0], _legal_widths(total)[-1]]:
         spans += [total(width, max(1, round(RATIOS[0] * width))), total(width, round(RATIOS[1] * width))]

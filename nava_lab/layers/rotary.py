@@ -33,17 +33,21 @@ class Clock:
     """How seconds become angles.
 
     Attributes:
-        hz: position units per second; 0 for one unit per time step of the first modality (Wan, NAVA, Ovi: the video's).
+        hz: position units per second; 0 for one unit per time step of ``unit``.
+        unit: modality whose time step is one unit where ``hz`` is 0 (MOVA's exchange: the audio's, so that audio counts 0, 1, 2);
+            empty for the first one (Wan, NAVA, Ovi: the video's).
         theta: ratio of the fastest to (nearly) the slowest turning pair.
         patch_hz: position units per row or column.
         layout: "axes" or "spread".
         anchor: whether a token stands at the "centre" of its stretch of time, or at its "start" (Wan, NAVA, Ovi).
-        index: every modality counts its own tokens instead of seconds (MOVA's towers); exchanges stay in seconds.
+        index: every modality counts its own tokens (MOVA's towers); exchanges of dedicated attentions stay on one clock, of
+            ``hz`` or ``unit``.
         first_frame: the first token of a causal codec stands for one frame, not for a whole stride (LTX-2).
         scale: factor of a modality's time (Ovi: audio 0.19676 of a video step, of tokens counted).
     """
 
     hz: float = 12.5
+    unit: str = ""
     theta: float = 10_000.0
     patch_hz: float = 1.0
     layout: str = field(default="axes", metadata={"choices": LAYOUTS})
@@ -61,6 +65,11 @@ class Clock:
         for value, name, allowed in ((self.layout, "layout", LAYOUTS), (self.anchor, "anchor", ANCHORS)):
             if value not in allowed:
                 raise ValueError(f"clock.{name}={value} is not one of {', '.join(allowed)}")
+        if self.unit and self.hz:
+            raise ValueError(
+                f"clock.unit={self.unit} says whose time step is one unit where clock.hz=0, and clock.hz={self.hz:g} says it in "
+                "seconds: leave one of them out"
+            )
 
     def place(self, positions: Float[Tensor, "b n 3"], spec: ModalitySpec, name: str, aligned: bool = False) -> Tensor:
         """Where a modality's tokens stand on this clock, still in seconds (row and column untouched).
@@ -140,12 +149,11 @@ def clock_for(clock: Clock, modalities: Mapping[str, ModalitySpec]) -> Clock:
         raise ValueError(
             "clock.first_frame corrects the first token of a causal codec, and no modality has one (all strides are 1)"
         )
-    if clock.index and clock.hz:
-        raise ValueError(f"clock.index counts tokens, so clock.hz={clock.hz:g} says nothing: set clock.hz=0")
-    if unknown := sorted(set(clock.scale) - set(modalities)):
-        raise ValueError(f"clock.scale names {', '.join(unknown)}; there is {', '.join(modalities)}")
-    settings = {part.name: getattr(clock, part.name) for part in fields(Clock)}
-    settings["hz"] = clock.hz or 1 / specs[0].seconds
+    for key, names in (("scale", clock.scale), ("unit", (clock.unit,) if clock.unit else ())):
+        if unknown := sorted(set(names) - set(modalities)):
+            raise ValueError(f"clock.{key} names {', '.join(unknown)}; there is {', '.join(modalities)}")
+    settings = {part.name: getattr(clock, part.name) for part in fields(Clock)} | {"unit": ""}
+    settings["hz"] = clock.hz or 1 / (modalities[clock.unit] if clock.unit else specs[0]).seconds
     return (Clock if _has_space(spec.grid for spec in specs) else TimeClock)(**settings)
 
 

@@ -23,9 +23,14 @@ def aligned(variant: Variant, fraction: float, placement: str, keep: Sequence[st
         raise ValueError(f"variant.align_fraction={fraction} must lie between 0 and 1")
     if variant.text_place == "sequence":  # where nobody reads it from outside, there are no such weights to keep
         keep = [part for part in keep if part != "text"]
+    aligning = round(variant.depth * fraction)
+    if aligning in (0, variant.depth):
+        named = ("placement",) if aligning else ("placement", "keep", "align_text")
+        count = "every one" if aligning else "none"
+        variant.unread(named, f"of {variant.depth} layers variant.align_fraction={fraction:g} lets {count} align")
     chosen = variant.layers.shared()
     own, shared = Joint(per_modality=tuple(keep), **chosen), Joint(**chosen)
     return [
         Stage(own, layers, "align", text=text) if aligns else Stage(shared, layers, "fuse")
-        for aligns, layers in runs(own_layers(placement, round(variant.depth * fraction), variant.depth))
+        for aligns, layers in runs(own_layers(placement, aligning, variant.depth))
     ]

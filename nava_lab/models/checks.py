@@ -7,6 +7,7 @@ from typing import Any
 
 from nava_lab.blocks.base import Dims
 from nava_lab.blocks.options import Ends
+from nava_lab.layers.rotary import Clock
 from nava_lab.models.variant import Variant
 from nava_lab.streams import TEXT, Interface
 
@@ -16,8 +17,10 @@ def check(variant: Variant, dims: Dims, interface: Interface, blocks: Sequence[A
     _check_levels(variant, dims, blocks)
     _check_text(variant, blocks)
     _check_names(variant, interface)
-    if variant.clock.layout == "spread" and any(getattr(block, "kv_heads", 0) for block in blocks):
-        raise ValueError("clock.layout=spread gives every head its own frequencies, and kv_heads shares keys among heads")
+    _check_clock(variant, interface, blocks)
+    _check_bridges(dims, blocks)
+    if variant.clock.layout == "spread" and any(getattr(block, "query_group", 1) > 1 for block in blocks):
+        raise ValueError("clock.layout=spread gives every head its own frequencies, and query_group shares keys among heads")
     exchanges = {levels for block in blocks if (levels := _exchange_levels(block, dims)) is not None}
     if len(exchanges) > 1:
         raise ValueError("bridges with gate=level share one reading of the noise levels, and these differ in what they read")
@@ -42,7 +45,7 @@ def _check_levels(variant: Variant, dims: Dims, blocks: Sequence[Any]) -> None:
         )
     told = [block for block in blocks if getattr(block, "modulation", "none") != "none"]
     if variant.level_input == "none" and told:
-        raise ValueError("level_input='none' tells blocks no noise level, and a block wants one: give it modulation='none'")
+        raise ValueError("level_input='none' tells blocks no noise level, and a block wants one: set layers.modulation=none")
     if variant.level_input == "none" and variant.ends.level_features != Ends().level_features:
         raise ValueError(f"ends.level_features={variant.ends.level_features}: level_input='none' reads no noise level")
     if variant.level_input == "none" and any(getattr(getattr(block, "bridge", None), "gate", "") == "level" for block in blocks):
@@ -66,9 +69,45 @@ def _check_text(variant: Variant, blocks: Sequence[Any]) -> None:
         raise ValueError("text_modulation modulates a reading of the text, and with text_place='sequence' there is none")
 
 
+def _check_clock(variant: Variant, interface: Interface, blocks: Sequence[Any]) -> None:
+    """A clock by which nothing turns: who counts tokens feels its unit in exchanges on one clock and in words of the row."""
+    clock, usual = variant.clock, variant.usual("clock")
+    if clock.patch_hz not in (usual.patch_hz, Clock().patch_hz) and all(
+        spec.grid == (1, 1) for spec in interface.modalities.values()
+    ):
+        raise ValueError(f"clock.patch_hz={clock.patch_hz:g} turns rows and columns, and no modality here has any")
+    if not clock.index or variant.text_place == "sequence":
+        return
+    if any(getattr(getattr(block, "bridge", None), "on_one_clock", False) for block in blocks):
+        return
+    for key in ("hz", "unit"):
+        value = getattr(clock, key)
+        if value != getattr(usual, key) and value:
+            raise ValueError(
+                f"clock.{key}={value}: with clock.index=true every modality counts its own tokens, and no exchange here turns "
+                f"by one clock for all; set variant.clock.{key}={'0' if key == 'hz' else repr('')} or variant.clock.index=false"
+            )
+
+
+def _check_bridges(dims: Dims, blocks: Sequence[Any]) -> None:
+    """Whose heads and width an exchange has is a choice where they differ."""
+    for bridge in (getattr(block, "bridge", None) for block in blocks):
+        inner = getattr(bridge, "inner", None)
+        if (
+            inner is not None
+            and inner != type(bridge)().inner
+            and len({(dims.widths[n], dims.heads[n]) for n in dims.names}) == 1
+        ):
+            raise ValueError(
+                f"bridge.inner={inner} says whose width and heads an exchange has, and all modalities have the same: leave it "
+                "out, or set variant.width_share"
+            )
+
+
 def _check_names(variant: Variant, interface: Interface) -> None:
     known = {TEXT, *interface.modalities}
-    for key, names in (("ends.conv", variant.ends.conv), ("width_share", variant.width_share)):
+    named = {"ends.conv": variant.ends.conv, "width_share": variant.width_share, "ratio_share": variant.ratio_share}
+    for key, names in named.items():
         if unknown := sorted(set(names) - known):
             raise ValueError(f"variant.{key} names {', '.join(unknown)}; there is {', '.join(interface.modalities)}")
     for name in variant.ends.conv:

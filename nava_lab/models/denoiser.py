@@ -171,16 +171,12 @@ class Denoiser(nn.Module):
     @staticmethod
     def dims(variant: Variant, interface: Interface, size: Size | Dims) -> Dims:
         """All sizes, from a budget's or as they are given."""
-        if isinstance(size, Dims):
-            return size
-        names = (*interface.modalities, *((TEXT,) if variant.text_place == "sequence" else ()))
-        widths = variant.widths(size.width, names)
-        heads = {name: variant.heads_for(width) for name, width in widths.items()}
-        for name, width in widths.items():
-            if width % (2 * heads[name]):
-                raise ValueError(f"width {width} of {name} does not divide into {heads[name]} heads of an even size")
-        hidden = {name: max(1, round(size.hidden * width / size.width)) for name, width in widths.items()}
-        return Dims(widths, heads, hidden)
+        if isinstance(size, Size):
+            return variant.dims(interface, size)
+        row = {*interface.modalities, *((TEXT,) if variant.text_place == "sequence" else ())}
+        if set(size.names) != row:
+            raise ValueError(f"sizes are given of {', '.join(size.names)}, and the model's row holds {', '.join(sorted(row))}")
+        return size
 
     def forward(
         self,

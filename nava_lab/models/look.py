@@ -180,7 +180,7 @@ def _table(dense: Tensor | None) -> Tensor | None:
 
 def _small(variant: Variant, interface: Interface, options: dict[str, Any]) -> Denoiser:
     """The variant at the first width that divides into its heads."""
-    widths: Sequence[int] = [step * max(1, variant.heads) * 2 for step in (2, 4, 8, 16, 32)]
+    widths: Sequence[int] = [step * max(variant.heads, variant.layers.query_group) * 2 for step in (2, 4, 8, 16, 32)]
     build: Callable[[int], Denoiser] = lambda width: Denoiser(variant, interface, Size(width, width), **options)  # noqa: E731
     for width in widths[:-1]:
         with suppress(ValueError):

@@ -14,7 +14,7 @@ from typing import Any
 from nava_lab.blocks.base import BlockConfig, Dims, choose
 from nava_lab.blocks.options import Ends, Traits
 from nava_lab.layers.rotary import Clock
-from nava_lab.streams import Interface
+from nava_lab.streams import TEXT, Interface
 
 TEXT_PLACES = ("cross", "sequence")
 LEVEL_INPUTS = ("shared", "per_modality", "none")
@@ -73,15 +73,21 @@ class Published:
 
     Attributes:
         interface: the latents and text features that it reads and writes.
-        dims: widths, heads and feed-forward widths.
+        size: width and feed-forward width; those of each modality follow from the variant's settings, as at any budget.
         fields: settings of the variant by key, "depth" or "clock.index".
         source: where these facts come from, and how sure they are.
+        head_dim: channels of a head where ``heads`` does not say how many there are (MOVA's towers differ in it).
     """
 
     interface: Interface
-    dims: Dims
+    size: Size
     fields: Mapping[str, Any]
     source: str = ""
+    head_dim: int = 0
+
+    def dims(self, variant: Variant) -> Dims:
+        """All sizes, by the settings of the variant, whoever changed some."""
+        return variant.dims(self.interface, self.size, self.head_dim)
 
 
 @dataclass(frozen=True)
@@ -90,14 +96,16 @@ class Variant:
 
     Attributes:
         depth: layers in all.
-        heads: attention heads; 0 chooses the count that makes a head nearest to 32 channels (64 from width 512, 128 from
-            2048).
+        heads: attention heads; 0 chooses the count, of whole groups of queries, that makes a head nearest to 32 channels (64 from
+            width 512, 128 from 2048).
         text_after: layers that come before the text does: they do not read it, whatever the stages say.
         ratio: the feed-forward ratio that the budget solver aims for before it fits the rest.
         clock: seconds to rotary angles.
         text_place: text is read from outside by cross-attention ("cross"), or its tokens join the row ("sequence").
         level_input: one noise-level embedding for all ("shared"), one "per_modality", or "none".
         width_share: width of a modality, per width of the model (LTX-2: audio 0.5); 1 where not named.
+        ratio_share: feed-forward ratio of a modality's tower, per the model's (MOVA: 5.83 of audio by 2.7 of video); 1 where not
+            named.
         layers: what any layer may choose about its sublayers; a stage may choose otherwise.
         ends: what stands before and after the layers.
     """
@@ -110,12 +118,18 @@ class Variant:
     text_place: str = field(default="cross", metadata={"choices": TEXT_PLACES})
     level_input: str = field(default="shared", metadata={"choices": LEVEL_INPUTS})
     width_share: dict[str, float] = field(default_factory=dict)
+    ratio_share: dict[str, float] = field(default_factory=dict)
     layers: Traits = field(default_factory=Traits)
     ends: Ends = field(default_factory=Ends)
 
     def __post_init__(self) -> None:
         if self.depth < 1:
             raise ValueError(f"depth={self.depth}: a variant needs at least one layer")
+        if self.heads % self.layers.query_group:
+            raise ValueError(
+                f"variant.heads={self.heads} does not divide into groups of layers.query_group={self.layers.query_group} "
+                "that share a key and value head"
+            )
         if self.heads < 0 or not self.ratio > 0:
             raise ValueError(f"heads={self.heads} must not be negative and ratio={self.ratio} must be positive")
         if not 0 <= self.text_after < self.depth:
@@ -126,6 +140,9 @@ class Variant:
         for name, share in self.width_share.items():
             if not 0 < share <= 1:
                 raise ValueError(f"variant.width_share.{name}={share} must lie above 0 and reach 1 at most")
+        for name, share in self.ratio_share.items():
+            if not share > 0:
+                raise ValueError(f"variant.ratio_share.{name}={share} must be positive")
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -149,11 +166,7 @@ class Variant:
         plan: list[Stage] = []
         left = self.text_after
         stages = list(self.stages())
-        own = next(part for part in fields(self) if part.name == "layers")
-        usual: Any = own.default if own.default_factory is MISSING else own.default_factory()
-        if self.layers != usual and stages == list(replace(self, layers=usual).stages()):
-            name = type(self).__name__
-            raise ValueError(f"variant.layers changes nothing in {name}: its stages do not pass it on to their blocks")
+        self._all_layers_read(stages)
         for stage in stages:
             if self.text_place == "sequence":
                 stage = replace(stage, block=_without_text(stage.block))
@@ -163,10 +176,63 @@ class Variant:
             plan += [part for part in parts if part.layers]
         return plan
 
+    def _all_layers_read(self, stages: Sequence[Stage]) -> None:
+        """Refuse a choice of ``layers`` that comes to no stage."""
+        usual = self.usual("layers")
+        for part in fields(Traits):
+            chosen, plain = getattr(self.layers, part.name), getattr(usual, part.name)
+            if chosen == plain:
+                continue
+            try:
+                without = replace(self, layers=replace(self.layers, **{part.name: plain})).stages()
+            except ValueError:  # the others need it
+                continue
+            if list(without) == list(stages):
+                raise ValueError(
+                    f"variant.layers.{part.name}={chosen} changes nothing in {type(self).__name__}: "
+                    "no stage passes it on to its blocks"
+                )
+
+    def unread(self, names: Sequence[str], why: str) -> None:
+        """Refuse settings of one's own that nothing reads at these values."""
+        known = {part.name for part in fields(self)}
+        for name in known.intersection(names):
+            value, usual = getattr(self, name), self.usual(name)
+            if (tuple(value) if isinstance(usual, tuple) else value) != usual:  # a config says its tuples as lists
+                raise ValueError(f"variant.{name}={value} changes nothing: {why}")
+
+    @classmethod
+    def usual(cls, name: str) -> Any:
+        """What a setting is where nobody says."""
+        own = next(part for part in fields(cls) if part.name == name)
+        return own.default if own.default_factory is MISSING else own.default_factory()
+
     def widths(self, width: int, modalities: Sequence[str]) -> Mapping[str, int]:
         """Each modality's model width: a share of the model's, in multiples of 8."""
         shares = {name: self.width_share.get(name, 1.0) for name in modalities}
         return {name: width if share == 1 else max(8, 8 * round(width * share / 8)) for name, share in shares.items()}
+
+    def dims(self, interface: Interface, size: Size, head_dim: int = 0) -> Dims:
+        """Widths, heads and feed-forward widths of every modality of the row.
+
+        Args:
+            interface: says which modalities there are.
+            size: of the model.
+            head_dim: channels of a head, where ``heads`` is 0 and its count not to be chosen by width.
+
+        Raises:
+            ValueError: a width that does not divide into its heads.
+        """
+        names = (*interface.modalities, *((TEXT,) if self.text_place == "sequence" else ()))
+        widths = self.widths(size.width, names)
+        by_channels = head_dim if not self.heads else 0
+        heads = {name: max(1, width // by_channels) if by_channels else self.heads_for(width) for name, width in widths.items()}
+        for name, width in widths.items():
+            if width % (2 * heads[name]):
+                raise ValueError(f"width {width} of {name} does not divide into {heads[name]} heads of an even size")
+        shares = {name: width / size.width * self.ratio_share.get(name, 1.0) for name, width in widths.items()}
+        hidden = {name: max(1, round(size.hidden * share)) for name, share in shares.items()}
+        return Dims(widths, heads, hidden)
 
     def heads_for(self, width: int) -> int:
         """The number of heads at a width, always with an even number of channels each."""
@@ -175,7 +241,13 @@ class Variant:
         if width % 2:
             raise ValueError(f"a model width must be even, not {width}")
         target = 32 if width < 512 else 64 if width < 2048 else 128
-        counts = [count for count in range(1, width // 2 + 1) if width % (2 * count) == 0]
+        group = self.layers.query_group
+        counts = [count for count in range(group, width // 2 + 1, group) if width % (2 * count) == 0]
+        if not counts:
+            raise ValueError(
+                f"a model width of {width} has no heads in groups of layers.query_group={group}: "
+                f"it must be a multiple of {2 * group}"
+            )
         return min(counts, key=lambda count: (abs(width / count - target), count))
 
 

@@ -32,7 +32,9 @@ def print_description(described: Mapping[str, Any], console: Console | None = No
     console.print(f"active per token: {described['parameters']['active_per_token']:,.0f} on average ({active})")
     total_flops = described["flops_per_sample"]
     shares = ", ".join(f"{part} {flops / total_flops:.1%}" for part, flops in described["flops_by_part"].items())
-    console.print(f"training FLOPs per sample: {short(total_flops)} ({shares})")
+    idle = described["flops_idle"]
+    beside = f"; beside them {short(idle)} of experts that the sample does not take" if idle else ""
+    console.print(f"training FLOPs per sample: {short(total_flops)} ({shares}){beside}")
     held = described["memory"]
     kinds = ", ".join(f"{part} {short(held[part])}" for part in MEMORY)
     console.print(
@@ -54,12 +56,15 @@ def print_descriptions(many: Sequence[Mapping[str, Any]], console: Console | Non
     console = console or Console()
     rows: dict[str, list[str]] = {}
     rows["width x feed-forward"] = [f"{one['size']['width']} x {one['size']['hidden']}" for one in many]
+    rows["heads"] = [", ".join(map(str, dict.fromkeys(one["heads"].values()))) for one in many]
     rows["layers"] = [" + ".join(str(stage["layers"]) for stage in one["stages"]) for one in many]
     rows["parameters"] = [f"{one['parameters']['total']:,}" for one in many]
     rows |= _shares(many, "", lambda one: one["parameters"]["groups"])
     rows["active per token"] = [short(one["parameters"]["active_per_token"]) for one in many]
     rows["training FLOPs per sample"] = [short(one["flops_per_sample"]) for one in many]
     rows |= _shares(many, "FLOPs in ", lambda one: one["flops_by_part"])
+    if any(one["flops_idle"] for one in many):
+        rows["FLOPs of idle experts"] = [short(one["flops_idle"]) if one["flops_idle"] else "" for one in many]
     rows[f"bytes to train at batch {many[0]['memory']['batch']}"] = [short(one["memory"]["total"]) for one in many]
     table = Table("", *_labels(many), header_style="bold")
     for name, values in rows.items():

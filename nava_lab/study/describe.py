@@ -15,6 +15,7 @@ from nava_lab.budget import Budget, measure
 from nava_lab.budget.memory import memory
 from nava_lab.budget.solve import Solution
 from nava_lab.config import Config, ConfigError, device_count, explain, load
+from nava_lab.models.denoiser import Denoiser
 from nava_lab.models.look import calls, pictures
 from nava_lab.models.variant import Size, released
 from nava_lab.registry import variants
@@ -39,13 +40,13 @@ def described(overrides: Sequence[str]) -> dict[str, Any]:
         name = "" if asked == PUBLISHED else asked
         _, found = released(type(config.variant), name)
         config = load([*_as_overrides(found.fields), *overrides])
-        cost = measure(config.variant, found.interface, found.dims)
+        dims = found.dims(config.variant)
+        cost = measure(config.variant, found.interface, dims)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     step = f"as released ({found.source}), on its own latents"
-    budget_made = Budget(width=max(found.dims.widths.values()), hidden=max(found.dims.hidden.values()))
-    solution = Solution(Size(budget_made.width or 0, budget_made.hidden or 0), cost, budget_made, float(cost.total), (step,))
-    return _description(config, found.interface, found.dims, solution, 1)
+    solution = Solution(found.size, cost, Budget(**vars(found.size)), float(cost.total), (step,))
+    return _description(config, found.interface, dims, solution, 1)
 
 
 def combinations(overrides: Sequence[str]) -> list[list[str]]:
@@ -82,6 +83,7 @@ def _description(config: Config, face: Interface, size: Size | Dims, solution: S
         "world": config.world.name,
         "summary": entry.summary if entry else "",
         "size": {"width": solution.size.width, "hidden": solution.size.hidden},
+        "heads": dict(Denoiser.dims(config.variant, face, size).heads),
         "stages": [
             {
                 "label": stage.label or stage.block.name,
@@ -100,6 +102,7 @@ def _description(config: Config, face: Interface, size: Size | Dims, solution: S
         },
         "flops_per_sample": cost.flops_per_sample,
         "flops_by_part": {part: 3 * flops for part, flops in cost.flops.items()},
+        "flops_idle": 3 * cost.idle_flops,
         "memory": {"batch": batch, "total": held.total(batch), **held.parts(batch)},
         "attention": attention(config, face),
         "budget": {

@@ -21,7 +21,7 @@ CHOICES = {
     "norm": ("layer", "rms"),
     "text_norm": ("affine", "plain"),
     "qk_norm": ("full", "head", "none"),
-    "kv_heads": (0, 1, 2),
+    "query_group": (1, 2, 4),
     "head_gates": (0.0, 2.0, 1.0),
     "bias": (True, False),
     "modulation": ("adaln", "own", "none"),
@@ -34,7 +34,7 @@ MEET = [("norm", key) for key in ("text_norm", "modulation", "bias")] + [
     ("text_modulation", key) for key in ("text_norm", "head_gates")
 ]
 MEET += [("modulation", "text"), *itertools.combinations(("feed_forward", "hidden_share", "bias"), 2)]
-MEET += itertools.combinations(("qk_norm", "kv_heads", "head_gates", "bias"), 2)
+MEET += itertools.combinations(("qk_norm", "query_group", "head_gates", "bias"), 2)
 GRID += [dict(zip(pair, (CHOICES[key][-1] for key in pair), strict=True)) for pair in MEET]
 GRID.append({key: values[-1] for key, values in CHOICES.items() if key != "text_modulation"})
 KEPT = [{"per_modality": (part,)} for part in KEEP] + [
@@ -42,7 +42,7 @@ KEPT = [{"per_modality": (part,)} for part in KEEP] + [
     {"per_modality": ("text", "modulation"), "text_modulation": True},
     {"per_modality": ("modulation",), "modulation": "own"},
     {"per_modality": ("attention", "feed_forward", "norms"), "modulation": "none", "text": "none"},
-    {"per_modality": ("attention", "text"), "kv_heads": 1, "head_gates": True, "bias": False},
+    {"per_modality": ("attention", "text"), "query_group": 4, "head_gates": True, "bias": False},
 ]
 CASES = [(block, options) for block in (Joint, Tower) for options in GRID] + [(Joint, options) for options in KEPT]
 CASES += [(lambda bridge: Tower(bridge=bridge), {"bridge": Cross(qk_norm=norm, head_gates=True)}) for norm in ("head", "none")]
@@ -131,7 +131,7 @@ def test_every_option_changes_parameters_or_output(block, options):
             "per_modality=norms: a block with text=none, text_norm=affine and modulation=adaln",
         ),
         ({"per_modality": ("atention",)}, "attention"),
-        ({"kv_heads": -1}, "kv_heads=-1"),
+        ({"query_group": 0}, "query_group=0"),
         ({"qk_norm": "rms"}, "qk_norm=rms"),
         ({"per_modality": ("norms",), "text_norm": "plain"}, "text_norm=plain and modulation=adaln"),
         ({"text_modulation": True, "modulation": "own"}, "takes its vectors from modulation=adaln"),

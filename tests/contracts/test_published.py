@@ -4,12 +4,17 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
+from nava_lab.blocks.base import Dims
+from nava_lab.budget.thin import Thin
+from nava_lab.config import ConfigError
 from nava_lab.models.denoiser import on_meta
 from nava_lab.models.variant import released
 from nava_lab.registry import variants
+from nava_lab.study.describe import described
 
 SPLIT = ("attention", "text", "modulation", "feed_forward", "norms")
 VIDEO, AUDIO = r"storeys\.parts\.video\.", r"storeys\.parts\.audio\."
@@ -17,7 +22,7 @@ VIDEO, AUDIO = r"storeys\.parts\.video\.", r"storeys\.parts\.audio\."
 
 def counted(name, size="", **changes):
     variant, found = released(variants.get(name), size, **changes)
-    model = on_meta(variant, found.interface, found.dims)
+    model = on_meta(variant, found.interface, found.dims(variant))
     return {key: part.numel() for key, part in model.named_parameters()}
 
 
@@ -45,6 +50,85 @@ def counted(name, size="", **changes):
 )
 def test_total(name, size, changes, total):
     assert sum(counted(name, size, **changes).values()) == total
+
+
+@pytest.mark.parametrize(
+    ("name", "widths", "heads", "hidden"),
+    [
+        ("nava", {"video": 3072, "audio": 3072}, (24, 24), (14336, 14336)),
+        ("ovi", {"video": 3072, "audio": 3072}, (24, 24), (14336, 14336)),
+        ("ltx2", {"video": 4096, "audio": 2048}, (32, 32), (16384, 8192)),
+        ("mova", {"video": 5120, "audio": 1536}, (40, 12), (13824, 8960)),
+        ("magihuman", {"video": 5120, "audio": 5120, "text": 5120}, (40,) * 3, (20480,) * 3),
+    ],
+)
+def test_sizes_follow_from_settings_as_at_any_budget(name, widths, heads, hidden):
+    variant, found = released(variants.get(name))
+    made = found.dims(variant)
+    assert made == Dims(widths, dict(zip(widths, heads, strict=True)), dict(zip(widths, hidden, strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("ltx2", {"width_share": {"audio": 0.25}}),
+        ("mova", {"width_share": {"audio": 0.6}}),
+        ("mova", {"ratio_share": {}}),
+        ("magihuman", {"text_place": "cross"}),
+    ],
+    ids=str,
+)
+def test_a_published_size_follows_every_setting(name, changes):
+    (plain, found), (other, _) = (released(variants.get(name), "", **part) for part in ({}, changes))
+    counts = [Thin.of(variant, found.interface, found.dims(variant)).parameters for variant in (plain, other)]
+    assert counts[0] != counts[1]
+
+
+def test_heads_that_are_said_win_over_the_channels_of_the_release():
+    variant, found = released(variants.get("mova"), heads=8)
+    assert found.dims(variant).heads == {"video": 8, "audio": 8}
+
+
+def test_describing_a_published_size_follows_overrides():
+    more, row = (
+        described(["variant=nava", "size=published", part]) for part in ("variant.heads=48", "variant.text_place=sequence")
+    )
+    assert more["heads"] == {"video": 48, "audio": 48}
+    assert more["parameters"]["total"] == 6_296_995_520
+    assert row["parameters"]["total"] < 6_296_995_520  # no text cross-attention
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["variant=nava", "variant.heads=25"], "width 3072 of video does not divide into 25 heads"),
+        (["variant=nava", "variant.width_share.audio=0.5"], "the widths differ"),
+        (["variant=ovi", "variant.text_place=sequence"], "text_place='sequence'"),
+    ],
+    ids=lambda part: part[-1] if isinstance(part, list) else None,
+)
+def test_a_setting_that_a_published_size_cannot_have_is_refused_with_the_reason(overrides, said):
+    with pytest.raises(ConfigError, match=said):
+        described([*overrides, "size=published"])
+
+
+def test_sizes_given_one_by_one_must_be_of_the_rows_modalities():
+    variant, found = released(variants.get("nava"))
+    with pytest.raises(ValueError, match="sizes are given of video, audio, and the model's row holds audio, text, video"):
+        on_meta(replace(variant, text_place="sequence"), found.interface, found.dims(variant))
+
+
+@pytest.mark.parametrize("name", ["nava", "ovi", "ltx2", "mova", "magihuman"])
+def test_all_are_measured_on_one_clip(name):
+    """As long, and of as many pixels, whatever the codec makes of them; a causal one's first step holds one frame."""
+    for found in variants.get(name).published().values():
+        seen, heard = found.interface.modalities["video"], found.interface.modalities["audio"]
+        pixels = 16 if seen.context else 32  # edge of a token; the codec of Wan2.1 halves it
+        steps, left = divmod(seen.tokens, seen.grid[0] * seen.grid[1])
+        assert (left, tuple(edge * pixels for edge in seen.grid)) == (0, (704, 1280))
+        assert 1 + (steps - 1) * seen.stride == 121
+        assert seen.stride == pytest.approx(seen.seconds * 24)
+        assert heard.tokens * heard.seconds == pytest.approx(121 / 24, abs=heard.seconds / 2)
 
 
 def layers(first, last):
@@ -273,7 +357,7 @@ def test_arithmetic_of_the_blocks():
     d, k = 5120, 1536
     assert 2 * (d * d + d) + 2 * (k * d + d) + 2 * d + 2 * k == 68_191_232  # MOVA's bridge into video
     assert 2 * 14_288_901_184 + 1_419_193_472 + 2_659_737_600 == 32_656_733_440
-    assert round(20480 * variants.get("magihuman")().gated_share) == 20480 * 2 // 3 // 4 * 4 == 13652
+    assert round(20480 * variants.get("magihuman")().layers.hidden_share) == 20480 * 2 // 3 // 4 * 4 == 13652
 
 
 def test_what_was_never_released_says_so():

@@ -1,6 +1,7 @@
 """What every variant must do, whichever they are: found through the registry, never named here."""
 
 import dataclasses
+from contextlib import suppress
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from nava_lab.models.denoiser import Denoiser, count_parameters
 from nava_lab.models.variant import Size, Variant, with_settings
 from nava_lab.registry import variants
 from nava_lab.streams import Interface, ModalitySpec, Stream, TextSpec, time_positions
-from tests.conftest import INTERFACE, Inputs, lively
+from tests.conftest import INTERFACE, Inputs, fitting, lively
 
 ALL = variants.names()
 
@@ -175,7 +176,9 @@ def _other_values(field, value):
     if choices:
         return [choice for choice in choices if choice != value]
     if field.name == "heads":
-        return [1, 2, 4]
+        return [1, 2, 4, 5, 25]
+    if field.name == "unit":
+        return ["audio"] if not value else ["video"]
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, int):
@@ -189,8 +192,32 @@ def _other_values(field, value):
     raise AssertionError(f"the test does not know how to change {field.name}={value!r}: teach it")
 
 
-# What a setting needs beside it to have something to act on.
-BESIDE = {"bridge.inner": {"width_share": {"audio": 0.5}}}
+# What a setting needs beside it to have something to act on, in variants where it has nothing: there it must be refused.
+BESIDE = {
+    "bridge.inner": [{"width_share": {"audio": 0.5}}, {"width_share": {"audio": 0.5}, "bridge.kind": "cross"}],
+    "bridge.level": [{"bridge.gate": "level"}, {"bridge.gate": "level", "bridge.kind": "cross"}],
+    **{f"bridge.{key}": [{"bridge.kind": "cross"}] for key in ("qk_norm", "head_gates", "normed", "norm", "affine", "at")},
+    "clock.hz": [{"clock.unit": ""}],
+    "clock.layout": [{"layers.query_group": 1}],
+    "clock.unit": [{"clock.hz": 0.0}],
+    "ends.level_features": [{"level_input": "shared"}],
+    "layers.modulation": [{"level_input": "shared"}],
+    "layers.query_group": [{"clock.layout": "axes"}],
+    "layers.text_modulation": [
+        {"text_place": "cross", "level_input": "shared", "layers.modulation": "adaln"},
+        {"bridge.kind": "cross"},
+    ],
+    "layers.text_norm": [{"text_place": "cross"}],
+    "level_input": [{"width_share": {}}, {"width_share": {}, "experts": False}],
+    "width_share": [{"level_input": "per_modality"}],
+}
+# What no setting beside it brings to life in some variants, and why.
+NEVER = {
+    "ratio_share": ("a joint block needs one width, head count and feed-forward width",),
+    "text_place": ("towers have no such row",),
+    "width_share": ("a joint block needs one width", "has no heads in groups of layers.query_group=5"),
+}
+DEEPER = {"placement": {"depth": 6}, "bridge.placement": {"depth": 3}}  # where every choice differs
 
 
 def trace(variant, size):
@@ -218,34 +245,65 @@ def solved(variant):
     return trace(variant, solve(variant, RICH, Budget(parameters=3_000_000)).size)
 
 
+def as_its_kind_has_it(base, variant, key, value):
+    """A bridge's choice that says what its kind does anyway."""
+    return value is None and key.startswith("bridge.") and variant.bridge.build() == base.bridge.build()
+
+
+def tried(base, key, field, value, plain=None):
+    """Other values of a setting: which change something, which change nothing, and why the others are refused."""
+    alive, dead, reasons = [], [], []
+    size = fitting(base, Size(48, 96))
+    plain = plain or trace(base, size)
+    for other in (other for other in _other_values(field, value) if other != value):
+        try:
+            variant = with_settings(base, {key: other})
+            if as_its_kind_has_it(base, variant, key, value):
+                continue
+            (alive if differ(trace(variant, size), plain) else dead).append(other)
+        except ValueError as error:
+            reasons.append(str(error))
+        else:
+            kept = {name: part for name, _, part in leaves(variant) if name != key}
+            assert kept == {name: part for name, _, part in leaves(base) if name != key}, f"{key} changes other settings unsaid"
+            if alive and _number(other):
+                break  # a number may be rounded to the same layers; a choice may not be no choice
+    if dead and (not alive or not _number(value)):  # what only a budget feels
+        felt = [other for other in dead if differ(solved(with_settings(base, {key: other})), solved(base))]
+        alive, dead = alive + felt, [other for other in dead if other not in felt]
+    return alive, dead, reasons
+
+
+def _number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_no_dead_config_field(name):
-    """Every setting, nested ones too, changes the solved size, the parameters or the output; or it is refused with a reason."""
-    base, size = make(name, depth=2), Size(48, 96)
-    plain = trace(base, size)
+    """Every value of every setting, nested ones too, changes the solved size, the parameters or the output, or is refused with
+    the reason; and what is refused as it stands comes to life with something beside it."""
+    base = make(name, depth=2)
+    plain = trace(base, fitting(base, Size(48, 96)))
     for key, field, value in leaves(base):
-        accepted, refusals = [], []
-        for other in (other for other in _other_values(field, value) if other != value):
-            try:
-                variant = with_settings(base, {key: other, **BESIDE.get(key, {})})
-                beside = trace(with_settings(base, BESIDE[key]), size) if key in BESIDE else plain
-                accepted.append((variant, differ(trace(variant, size), beside)))
-            except ValueError as error:  # a value that makes no sense here, with the reason
-                refusals.append(str(error))
-            if accepted and accepted[-1][1]:
-                break
-        alive = any(differs for _, differs in accepted)
-        if accepted and not alive:  # what only a budget feels
-            alive = any(differ(solved(variant), solved(base)) for variant, _ in accepted)
-        assert alive or not accepted, f"{name}.{key} changes nothing"
-        assert all(len(reason) > 20 for reason in refusals)
+        deeper = with_settings(base, DEEPER.get(key, {}))
+        alive, dead, reasons = tried(deeper, key, field, value, None if key in DEEPER else plain)
+        assert not dead or (_number(value) and alive), f"{name}.{key}={dead} changes nothing"
+        assert all(len(reason) > 20 for reason in reasons)
+        for more in BESIDE.get(key, []):
+            if not alive and {part.split(".")[0] for part in more} <= {part.name for part in dataclasses.fields(base)}:
+                with suppress(ValueError):  # it has nothing of the kind
+                    beside = with_settings(base, more)
+                    now = next(part for other, _, part in leaves(beside) if other == key)
+                    alive, dead, reasons = tried(beside, key, field, now)
+        never = not dead and reasons and all(any(why in reason for why in NEVER.get(key, ())) for reason in reasons)
+        assert alive or never, f"{name}.{key}: {dead} change nothing, others are refused: {reasons}"
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_groups_add_up_to_the_modules_parameters(name):
     variant = make(name)
-    cost = measure(variant, INTERFACE, Size(24, 40))
-    model = Denoiser(variant, INTERFACE, Size(24, 40))
+    size = fitting(variant, Size(24, 40))
+    cost, model = measure(variant, INTERFACE, size), Denoiser(variant, INTERFACE, size)
     assert cost.total == count_parameters(model) == sum(cost.groups.values()) == sum(part.count for part in owned(model))
 
 
@@ -290,7 +348,7 @@ def test_streams_without_rows_and_columns_spend_all_channels_on_time(name):
 
     assert type(lively(make(name)).clock) is TimeClock
     grids = Interface({"video": ModalitySpec(6, 8, 0.08, (2, 2)), "audio": ModalitySpec(4, 7, 0.05)}, TextSpec(3, 9))
-    assert type(Denoiser(make(name), grids, Size(24, 40)).clock) is Clock
+    assert type(Denoiser(make(name), grids, fitting(make(name), Size(24, 40))).clock) is Clock
     positions = torch.tensor([[[0.0, 0.0, 0.0], [0.5, 0.0, 0.0]]])
     cosines, _ = TimeClock().table(positions, 24)
     assert (cosines[0, 0] != cosines[0, 1]).all()

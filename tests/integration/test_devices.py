@@ -23,6 +23,7 @@ from nava_lab.training.machine import Devices, prepare_layers
 from nava_lab.training.module import GenerativeModule
 from nava_lab.training.settings import Training
 from nava_lab.training.sharding import full
+from tests.conftest import fitting
 from tests.ranks import needs_fork, together
 
 pytestmark = needs_fork
@@ -67,7 +68,8 @@ class Kept(pl.Callback):
 def learnt(name, strategy="auto", accumulate=1, again=False, devices=1):
     """Gradients and metrics of two steps."""
     torch.manual_seed(0)
-    network = Denoiser(variants.get(name)(depth=2), WORLD.interface(), Size(24, 40))
+    variant = variants.get(name)(depth=2)
+    network = Denoiser(variant, WORLD.interface(), fitting(variant, Size(24, 40)))
     with torch.no_grad():
         for part in network.parameters():
             part.add_(0.1 * torch.randn_like(part))

@@ -14,7 +14,7 @@ NOTEBOOKS = sorted((PACKAGE.parent / "notebooks").glob("*.ipynb"))
 
 
 def test_there_is_one_for_each_thing_that_the_readme_promises():
-    assert [path.stem for path in NOTEBOOKS] == ["attention", "compare_variants", "depth_ratio", "own_block"]
+    assert [path.stem for path in NOTEBOOKS] == ["attention", "compare_variants", "depth_ratio", "move_a_trait", "own_block"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -42,7 +42,9 @@ def test_all_run_in_one_kernel(tmp_path, monkeypatch):
     shown = [output for cell in whole.cells for output in cell.get("outputs", ())]
     text = "".join(output.get("text", "") for output in shown)
     assert "Exploratory: 2 seeds per variant, and a verdict needs 8." in text
+    assert "Exploratory: 1 seed per variant, and a verdict needs 8." in text
+    assert "ovi (bridge.kind conditional)" in text
     assert "within 200 ms" in text
     assert sum("image/png" in output.get("data", {}) for output in shown) >= 4
     assert any("video" in output.get("data", {}).get("text/html", "") for output in shown)
-    assert len(list(Path(tmp_path, "runs", "notebooks").glob("*/record.json"))) == 8
+    assert len(list(Path(tmp_path, "runs", "notebooks").glob("*/record.json"))) == 10

@@ -15,6 +15,7 @@ from nava_lab.study.conduct import Wish, is_here, planned, read
 from nava_lab.study.grammar import StudyError
 from nava_lab.study.plan import plan_of
 from nava_lab.study.spec import read_study
+from tests.conftest import fitting
 
 FILES = sorted((PACKAGE.parent / "sweeps").glob("*.yaml"))
 ASKED = {"align_fuse_ratio", "three_families", "five_systems", "clock", "timestep_coupling", "text_placement", "event_density",
@@ -23,7 +24,7 @@ ASKED = {"align_fuse_ratio", "three_families", "five_systems", "clock", "timeste
 
 def cheap(variant, interface, budget):
     """A size at once in place of the solved one: that budgets can be met is the solver's own test, and --plan's."""
-    size = Size(64, 128)
+    size = fitting(variant, Size(64, 128))
     key = repr((type(variant), variant, interface))
     if key not in COSTS:
         COSTS[key] = measure(variant, interface, size)

@@ -20,7 +20,7 @@ from nava_lab.models.variant import Size
 from nava_lab.registry import variants
 from nava_lab.rng import generators
 from nava_lab.streams import TEXT, References
-from tests.conftest import INTERFACE
+from tests.conftest import INTERFACE, fitting
 from tests.laws.cases import clips, fewer
 
 PLACES = ("context", "added", "global")
@@ -36,7 +36,8 @@ def told(place="context", references=3):
 def model_of(name, place="context", **options):
     torch.manual_seed(0)
     fields = {"depth": options.pop("depth", 2)}
-    model = Denoiser(variants.get(name)(**fields), told(place), Size(16, 24), **options).double()
+    variant = variants.get(name)(**fields)
+    model = Denoiser(variant, told(place), fitting(variant, Size(16, 24)), **options).double()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

@@ -15,6 +15,7 @@ from nava_lab.models.denoiser import Denoiser, count_parameters, on_meta
 from nava_lab.models.variant import Size, with_settings
 from nava_lab.registry import variants
 from nava_lab.streams import TEXT, Interface, ModalitySpec, TextSpec
+from tests.conftest import fitting
 
 SHAPES = {
     "short": Interface({"video": ModalitySpec(6, 5, 0.08), "audio": ModalitySpec(4, 7, 0.05)}, TextSpec(3, 9)),
@@ -23,13 +24,13 @@ SHAPES = {
 SIZE = Size(48, 96)
 CHANGES = {
     "default": {},
-    "gated": {"layers.head_gates": 1.0, "layers.feed_forward": "swiglu", "layers.kv_heads": 1},
+    "gated": {"layers.head_gates": 1.0, "layers.feed_forward": "swiglu", "layers.query_group": 2},
     "late text": {"text_after": 1},
 }
 
 
-def formula(variant, interface, size):
-    """What one sample costs, by part: 2 for every multiply-add."""
+def formula(variant, interface, size, served=1):
+    """What one sample costs, by part: 2 for every multiply-add. Of two experts it takes one; ``served=2`` is the cost of both."""
     model = on_meta(variant, interface, size)
     dims = Denoiser.dims(variant, interface, size)
     count = {name: spec.tokens for name, spec in interface.modalities.items()} | {TEXT: interface.text.length}
@@ -38,21 +39,21 @@ def formula(variant, interface, size):
     for stage in variant.plan():
         names = stage.only or tuple(in_row)
         for _ in range(stage.layers):
-            total += _layer(stage.config, {name: count[name] for name in names}, dims, count[TEXT], stage.text)
+            total += _layer(stage.config, {name: count[name] for name in names}, dims, count[TEXT], served)
     experts = {name for stage in variant.plan() for name in getattr(stage.config, "experts", ())}
     for name, spec in interface.modalities.items():
-        d, n, times = dims.widths[name], count[name], 2 if name in experts else 1
+        d, n, times = dims.widths[name], count[name], served if name in experts else 1
         c = spec.channels
         hidden = 8 * -(-d // 3)
         total["embedders"] += times * 2 * n * ((7 * c * d + 3 * 7 * d * hidden) if name in variant.ends.conv else c * d)
         total["heads"] += times * 2 * n * c * d
-    total["conditioning"] += 2 * sum(_conditioning(model, variant, interface, dims, experts))
+    total["conditioning"] += 2 * sum(_conditioning(model, interface, served))
     if model.exchange is not None:
         total["exchange"] += 2 * sum(part.numel() for key, part in model.exchange.named_parameters() if part.ndim == 2)
     return {part: flops for part, flops in total.items() if flops}
 
 
-def _conditioning(model, variant, interface, dims, experts):
+def _conditioning(model, interface, served):
     """Weights that text and levels pass, once per word or per level."""
 
     def matrices(module):
@@ -60,22 +61,23 @@ def _conditioning(model, variant, interface, dims, experts):
         return sum(part.numel() for key, part in named if key.endswith("weight") and "words" not in key and part.ndim == 2)
 
     words = interface.text.length
-    readers = [model.text.parts[name] for name in model.text.parts] + [model.high[name]["text"] for name in model.high]
+    high = [model.high[name] for name in model.high] * (served - 1)
+    readers = [model.text.parts[name] for name in model.text.parts] + [part["text"] for part in high]
     yield from (words * matrices(reader) for reader in readers)
     if model.level is not None:
         shared = not model.level.split
         levels = 2 if shared and model.in_sequence else 1  # one level for all, and the text's
         yield from (levels * matrices(model.level.parts[name]) for name in model.level.parts)
-        yield from (matrices(model.high[name]["level"]) for name in model.high)
+        yield from (matrices(part["level"]) for part in high)
 
 
-def _layer(block, count, dims, words, reads):
+def _layer(block, count, dims, words, served):
     total, joint = Counter(), isinstance(block, Joint)
     rows = [list(count)] if joint else [[name] for name in count]
     for row in rows:
         n, d, h, e = sum(count[name] for name in row), dims.widths[row[0]], dims.heads[row[0]], dims.head_dim(row[0])
-        times = 2 if row[0] in getattr(block, "experts", ()) else 1
-        kv = kv_heads(h, block.kv_heads)
+        times = served if row[0] in getattr(block, "experts", ()) else 1
+        kv = kv_heads(h, block.query_group)
         gates = d * h if block.head_gates else 0
         total["projections"] += times * 2 * n * (d * (h + 2 * kv) * e + h * e * d + gates)
         total["scores"] += times * 4 * n * n * h * e
@@ -108,17 +110,44 @@ def test_flops_by_part(name, shape, change):
     variant = variants.get(name)(depth=3)
     settings = dict(CHANGES[change])
     if variant.clock.layout == "spread":
-        settings.pop("layers.kv_heads", None)  # refused: each head has frequencies of its own
+        settings.pop("layers.query_group", None)  # refused: each head has frequencies of its own
     variant = with_settings(variant, settings)
-    cost = measure(variant, SHAPES[shape], SIZE)
-    assert dict(cost.flops) == formula(variant, SHAPES[shape], SIZE)
+    size = fitting(variant, SIZE)
+    cost = measure(variant, SHAPES[shape], size)
+    assert dict(cost.flops) == formula(variant, SHAPES[shape], size)
     assert cost.flops_per_sample == 3 * sum(cost.flops.values())
+    both = formula(variant, SHAPES[shape], size, served=2)
+    assert cost.idle_flops == sum(both.values()) - sum(cost.flops.values())
+
+
+def test_an_idle_expert_costs_parameters_and_no_flops_of_a_sample():
+    one, two = (measure(variants.get("mova")(depth=3, experts=experts), SHAPES["short"], SIZE) for experts in (False, True))
+    assert two.total > one.total
+    assert two.active == one.active
+    assert two.flops == one.flops
+    assert two.idle_flops > 0.5 * one.flops_forward
+    assert one.idle_flops == 0
+
+
+def test_a_tower_may_have_a_feed_forward_ratio_of_its_own():
+    """MOVA's audio: 5.83 where its video has 2.7, at any size."""
+    variant = variants.get("mova")(depth=3)
+    dims = variant.dims(SHAPES["short"], Size(480, 1296))
+    assert {name: dims.hidden[name] / dims.widths[name] for name in dims.names} == pytest.approx(
+        {"video": 2.7, "audio": 8960 / 1536}, rel=1e-3
+    )
+    same = measure(with_settings(variant, {"ratio_share": {}}), SHAPES["short"], SIZE)
+    own = measure(variant, SHAPES["short"], SIZE)
+    assert own.groups["audio"] > same.groups["audio"]
+    assert own.groups["video"] == same.groups["video"]
+    assert own.flops["feed_forward"] > same.flops["feed_forward"]
 
 
 @pytest.mark.parametrize("name", variants.names())
 def test_a_thin_model_stands_for_the_whole(name):
     variant, interface = variants.get(name)(depth=5, text_after=1), SHAPES["short"]
-    thin, whole = Thin.of(variant, interface, SIZE), on_meta(variant, interface, SIZE)
+    size = fitting(variant, SIZE)
+    thin, whole = Thin.of(variant, interface, size), on_meta(variant, interface, size)
     assert len(thin.model.blocks) < len(whole.blocks)
     assert thin.parameters == count_parameters(whole)
     assert flops_by_part(thin, interface) == flops_by_part(Thin(whole, (1,) * len(whole.blocks)), interface)

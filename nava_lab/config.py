@@ -111,12 +111,14 @@ class WarmStart:
 
     ``path``: a safetensors file, the index of its shards, or their folder. ``coverage``: least share of its parameters that
     must find a place. ``ends``: also embedders, heads and the text's encoder, which must agree in channels and features.
+    ``differ``: what the model may compute otherwise than the checkpoint, such as [clock,heads]; the refusal names it.
     ``digest``: what it holds, settled when the config is read, so that a run's identity knows the weights themselves.
     """
 
     path: str = ""
     coverage: float = 0.9
     ends: bool = True
+    differ: list[str] = field(default_factory=list)
     digest: str = ""
 
 
@@ -424,7 +426,8 @@ def typed(composed_config: DictConfig) -> Config:
 def _settled_start(start: WarmStart, prediction: str) -> WarmStart:
     """A warm start with the digest of its checkpoint, unless it has one: a finished run is read without its checkpoint."""
     if not start.path:
-        changed = [part.name for part in dataclasses.fields(WarmStart) if getattr(start, part.name) != part.default]
+        usual = dataclasses.asdict(WarmStart())
+        changed = [name for name, value in dataclasses.asdict(start).items() if value != usual[name]]
         if changed:
             raise ConfigError(f"warm_start.{changed[0]} says how a checkpoint is taken, and there is none: set warm_start=PATH")
         return start

@@ -2,13 +2,14 @@
 
 Of a checkpoint that knows one modality, weights go where ours serve it alone (its tower, its embedder, its head) or all
 modalities; where a joint layer keeps weights per modality, each modality gets a copy, as NAVA starts. The other towers,
-embedders and heads, and whatever the checkpoint never had, start fresh.
+embedders and heads, and whatever the checkpoint never had, start fresh. A model that would compute something else with the
+same weights is refused, and so is one that wants what the checkpoint lacks.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -16,21 +17,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nava_lab.checkpoints.files import Tensors
-from nava_lab.checkpoints.tables import DIALECTS, Dialect, Entry
+from nava_lab.attention.projections import Heads, SelfProjection
+from nava_lab.checkpoints.agree import NAMES, Agreement, agreement
+from nava_lab.checkpoints.files import CONFIG, Tensors
+from nava_lab.checkpoints.misfits import Misfit, remedy
+from nava_lab.checkpoints.names import ENDS, SHARED, canonical, layered, of_layer, part_of, second_expert
+from nava_lab.checkpoints.tables import DIALECTS, INTERLEAVED, SPLIT, Dialect, Entry
 from nava_lab.models.denoiser import Denoiser
+from nava_lab.registry import nearest
 
 MAPPED, COPIED = "mapped", "copied"
-ENDS = ("embed.", "heads.", "text.")
-# Ours by other names: a tower's storey (one of two experts, perhaps), a bridge that reads the text, the second expert's ends.
-ALIASES = (
-    (r"^(blocks\.\d+)\.storeys\.parts\.(\w+)\.(?:(?:low|high)\.)?(.+)$", r"\1.\3"),
-    (r"^(blocks\.\d+)\.bridge\.readers\.parts\.(\w+)\.((?:query|key|value|output)\..+)$", r"\1.text.parts.parts.shared.\3"),
-    (r"^(blocks\.\d+)\.bridge\.readers\.parts\.(\w+)\.text_norm\.(.+)$", r"\1.text_norm.parts.parts.shared.\3"),
-    (r"^()high\.(\w+)\.(?:(embed)|(head))\.(.+)$", None),
-    (r"^()high\.(\w+)\.(text|level)\.(.+)$", r"\3.parts.shared.\4"),
-)
-NAMED = re.compile(r"^(embed|heads)\.(\w+)\.|\.parts\.(?!parts\.)(\w+)\.|^(?:text|level|prompt)\.parts\.(\w+)\.")
 
 
 @dataclass(frozen=True)
@@ -45,25 +41,36 @@ class Fill:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What became of whose parameters.
+    """What became of whose parameters, and what was held against what.
 
     Attributes:
         dialect: the checkpoint's layout.
         mapped: parameters of ours with one source of their own.
         copied: parameters of ours that share a source with others of ours.
-        fresh: parameters of ours that start anew.
+        new: parameters of ours that start anew, by the part of the model that they are in.
         used: parameters of the checkpoint that have a place.
         ignored: parameters of the checkpoint that have none.
         left: some of their names.
+        beside: parameters of other models in the same file.
+        agreement: of what model and source compute by.
+        config_at: where the source says what it computes by; empty where it says nothing.
     """
 
     dialect: str
     mapped: int
     copied: int
-    fresh: int
+    new: Mapping[str, int]
     used: int
     ignored: int
     left: tuple[str, ...]
+    beside: int
+    agreement: Agreement
+    config_at: str
+
+    @property
+    def fresh(self) -> int:
+        """Parameters of ours that start anew."""
+        return sum(self.new.values())
 
     @property
     def coverage(self) -> float:
@@ -71,31 +78,27 @@ class Manifest:
         return self.used / max(1, self.used + self.ignored)
 
     def lines(self) -> list[str]:
+        """What is said of it: ours by what became of it, theirs by whether it has a place, and what was checked."""
         total = self.mapped + self.copied + self.fresh
         ours = ((self.mapped, "mapped"), (self.copied, "copied"), (self.fresh, "fresh"))
         parts = ", ".join(f"{name} {count:,} ({count / total:.1%})" for count, name in ours)
         rest = f"; ignored {self.ignored:,}, such as {', '.join(self.left[:3])}" if self.ignored else ""
-        return [
+        rest += f"; {self.beside:,} more are other models' in the same file" if self.beside else ""
+        lines = [
             f"warm start from {self.dialect}: {parts} of {total:,} parameters",
             f"{self.coverage:.1%} of the checkpoint's {self.used + self.ignored:,} parameters have a place{rest}",
         ]
-
-
-def canonical(key: str) -> tuple[str, str]:
-    """A key of ours as the tables write it, ``{m}`` for whose it is; and whose: a modality's name, or "shared"."""
-    for pattern, written in ALIASES:
-        found = re.match(pattern, key)
-        if found is None:
-            continue
-        if written is None:
-            end = "embed" if found[3] else "heads"
-            return f"{end}.{{m}}.{found[5]}", found[2]
-        return canonical(found.expand(written))[0], found[2]
-    found = NAMED.search(key)
-    if found is None:
-        return key, "shared"
-    group = next(place for place in (2, 3, 4) if found[place])
-    return f"{key[: found.start(group)]}{{m}}{key[found.end(group) :]}", found[group]
+        if self.new:
+            lines.append(f"fresh: {', '.join(f'{name} {count:,} ({count / total:.1%})' for name, count in self.new.items())}")
+        where = self.config_at or f"the weights alone (no {CONFIG} beside them)"
+        lines.append(f"held against {where}: {', '.join(self.agreement.told) or 'nothing'}")
+        if self.agreement.usual:
+            lines.append(f"taken as every release of {self.dialect} has it: {', '.join(self.agreement.usual)}")
+        if self.agreement.unknown:
+            lines.append(f"could not be checked: {', '.join(self.agreement.unknown)}")
+        if self.agreement.differ:
+            lines.append(f"differs, as warm_start.differ allows: {'; '.join(one.words for one in self.agreement.differ)}")
+        return lines
 
 
 def detect(tensors: Tensors) -> tuple[Dialect, str]:
@@ -108,7 +111,7 @@ def detect(tensors: Tensors) -> tuple[Dialect, str]:
     raise ValueError(f"{tensors.path} is a checkpoint of no known layout: {known}")
 
 
-def plan(model: Denoiser, tensors: Tensors, ends: bool = True) -> tuple[list[Fill], Manifest]:
+def plan(model: Denoiser, tensors: Tensors, ends: bool = True, differ: Sequence[str] = ()) -> tuple[list[Fill], Manifest]:
     """Which tensor goes where; nothing is read yet.
 
     Args:
@@ -116,103 +119,148 @@ def plan(model: Denoiser, tensors: Tensors, ends: bool = True) -> tuple[list[Fil
         tensors: the checkpoint.
         ends: also what stands before and after the layers: embedders, heads and the text's encoder, which must agree with it
             in channels and features.
+        differ: what the model may compute otherwise than the source (``agree.NAMES``).
 
     Raises:
-        ValueError: no known layout, or shapes that do not fit, all of them by name.
+        ValueError: no known layout; shapes that do not fit, all of them by name; a model that computes something else than the
+            source, or wants tensors that it lacks.
     """
+    if unknown := [name for name in differ if name not in NAMES]:
+        raise ValueError(f"differ names {unknown[0]}: {nearest(unknown[0], list(NAMES))}; known: {', '.join(NAMES)}")
     dialect, prefix = detect(tensors)
-    table: dict[str, list[Entry]] = {}
-    for entry in dialect.entries:
-        table.setdefault(entry.ours, []).append(entry)
+    pairs_of(tensors)
+    table = dialect.table()
     state = dict(model.named_parameters())
     fills: list[Fill] = []
-    conflicts: list[str] = []
+    lacking: dict[str, str] = {}
     for key in state:
-        if not ends and key.startswith((*ENDS, "high.")) and ".level." not in key:
+        if not ends and _is_end(key):
             continue
-        for pattern, kind in _wanted(key, dialect):
-            found = [Fill(key, prefix + _layer(entry.theirs, key), entry, kind) for entry in table.get(pattern, ())]
-            if found and all(fill.theirs in tensors.where for fill in found):
-                fills += found
-                conflicts += [line for fill in found if (line := _conflict(fill, state[key], tensors))]
-                break
-    if conflicts:
-        shown = "; ".join(conflicts[:4]) + (f"; and {len(conflicts) - 4} more" if len(conflicts) > 4 else "")
+        pattern, kind = _wanted(key, dialect)
+        found = [Fill(key, prefix + of_layer(entry.theirs, key), entry, kind) for entry in table.get(pattern, ()) if kind]
+        absent = [fill.theirs for fill in found if fill.theirs not in tensors.where]
+        lacking |= dict.fromkeys(absent, key)
+        fills += [] if absent else found
+    if misfits := [misfit for fill in fills if (misfit := _misfit(fill, state[fill.ours], tensors))]:
+        shown = "; ".join(map(str, misfits[:3])) + (f"; and {len(misfits) - 3} more" if len(misfits) > 3 else "")
+        raise ValueError(f"{tensors.path} does not fit: {shown}. Set {remedy(misfits)}")
+    agreed = _agreed(model, dialect, prefix, tensors, ends, differ)
+    if lacking:
+        raise ValueError(_lacks(lacking, state, dialect, prefix, tensors))
+    return fills, _manifest(dialect, prefix, fills, state, tensors, agreed)
+
+
+def _is_end(key: str) -> bool:
+    """Whether a weight stands before or after the layers; what tells the noise level is no end."""
+    return key.startswith((*ENDS, "high.")) and ".level." not in key
+
+
+def _agreed(model: Denoiser, dialect: Dialect, prefix: str, tensors: Tensors, ends: bool, differ: Sequence[str]) -> Agreement:
+    """What model and source say of what they compute by; ValueError where they differ and may not."""
+    widths = {name: tensors.shapes[prefix + key][-1] for name, key in dialect.width.items() if prefix + key in tensors.shapes}
+    modalities = tuple(name for name in dialect.modalities if name in model.specs)
+    facts = tuple(fact for fact in dialect.facts if ends or not fact.ours.startswith("ends."))
+    facts = tuple(fact for fact in facts if not fact.modality or fact.modality in modalities)
+    found = agreement(model, facts, dialect.rotary, modalities, widths, tensors, prefix)
+    if refused := [one for one in found.differ if one.name not in differ]:
+        remedies = " ".join(dict.fromkeys(one.remedy for one in refused if one.remedy))
+        kept = ",".join(dict.fromkeys(one.name for one in refused))
+        mend = f"Set {remedies}, or start" if remedies else "No setting changes that: start"
         raise ValueError(
-            f"{tensors.path} does not fit: {shown}. Give the model its size (budget.width, budget.hidden, variant.heads), or "
-            "leave embedders, heads and text out with warm_start.ends=false"
+            f"{tensors.path} computes otherwise than this model: {'; '.join(one.words for one in refused)}. {mend} all the same "
+            f"with warm_start.differ=[{kept}]"
         )
-    return fills, _manifest(dialect, fills, state, tensors)
+    return found
 
 
-def _wanted(key: str, dialect: Dialect) -> list[tuple[str, str]]:
-    """Under which names a table may know a key of ours, and what kind of filling that would be."""
+def _lacks(lacking: Mapping[str, str], state: Mapping[str, Tensor], dialect: Dialect, prefix: str, tensors: Tensors) -> str:
+    """What a checkpoint has not and this model would read from it."""
+    mark = re.escape(prefix + dialect.mark).replace(r"\.0\.", r"\.(\d+)\.", 1)
+    depth = 1 + max(int(found[1]) for key in tensors.where if (found := re.fullmatch(mark, key)))
+    beyond = [key for key in lacking.values() if key.startswith("blocks.") and int(key.split(".")[1]) >= depth]
+    count = sum(state[key].numel() for key in set(lacking.values()))
+    share = count / sum(part.numel() for part in state.values())
+    mend = f"it has {depth} layers: set variant.depth={depth}" if beyond else "fetch it again, or turn off what reads them"
+    return (
+        f"{tensors.path} lacks {len(lacking)} tensors that this model reads ({share:.1%} of its parameters), such as "
+        f"{', '.join(list(lacking)[:3])}; {mend}"
+    )
+
+
+def _wanted(key: str, dialect: Dialect) -> tuple[str, str]:
+    """By which pattern a table knows a key of ours, and what kind of filling that is; empty where it has no part in it."""
     pattern, owner = canonical(key)
-    layered = re.sub(r"^blocks\.\d+\.", "blocks.{i}.", pattern)
     if not dialect.modality:
-        literal = re.sub(r"^blocks\.\d+\.", "blocks.{i}.", re.sub(r"\.parts\.shared\.", ".parts.{m}.", key))
-        return [(literal, MAPPED)]
-    second = ".high." in key or key.startswith("high.")
-    if owner in (dialect.modality, "shared"):
-        return [(layered, COPIED if second or _split_in_joint(key, owner) else MAPPED)]
-    return [(layered, COPIED)] if _split_in_joint(key, owner) else []
+        return layered(re.sub(r"\.parts\.shared\.", ".parts.{m}.", key)), MAPPED
+    own = owner in (dialect.modality, SHARED)
+    copied = _split_in_joint(key, owner) or (own and second_expert(key))
+    return layered(pattern), COPIED if copied else MAPPED if own else ""
 
 
 def _split_in_joint(key: str, owner: str) -> bool:
     """Whether a key is one modality's set of weights in a layer that all modalities pass."""
-    return owner != "shared" and key.startswith("blocks.") and not re.match(r"blocks\.\d+\.(storeys|bridge)\.", key)
+    return owner != SHARED and key.startswith("blocks.") and not re.match(r"blocks\.\d+\.(storeys|bridge)\.", key)
 
 
-def _layer(theirs: str, key: str) -> str:
-    found = re.match(r"blocks\.(\d+)\.", key)
-    return theirs.replace("{i}", found[1]) if found else theirs
-
-
-def _conflict(fill: Fill, ours: Tensor, tensors: Tensors) -> str:
-    """What does not fit; empty where it does."""
+def _misfit(fill: Fill, ours: Tensor, tensors: Tensors) -> Misfit | None:
+    """What does not fit; None where it does."""
     rows = (ours.shape[0] // fill.entry.part[1], *ours.shape[1:])
-    theirs = tensors.shapes[fill.theirs]
-    seen = theirs
+    theirs = laid = tensors.shapes[fill.theirs]
     if fill.entry.shape == "row":
-        seen = theirs[1:] if theirs[:1] == (1,) else theirs
+        laid = theirs[1:] if theirs[:1] == (1,) else theirs
     elif fill.entry.shape == "patch_in":
-        seen = (theirs[0], prod(theirs[1:]))
-    return "" if seen == rows else f"{fill.ours} is {'x'.join(map(str, rows))} and {fill.theirs} {'x'.join(map(str, theirs))}"
+        laid = (theirs[0], prod(theirs[1:]))
+    return None if laid == rows else Misfit(fill.ours, rows, fill.theirs, theirs, laid)
 
 
-def _manifest(dialect: Dialect, fills: list[Fill], state: Mapping[str, Tensor], tensors: Tensors) -> Manifest:
+def _manifest(
+    dialect: Dialect,
+    prefix: str,
+    fills: list[Fill],
+    state: Mapping[str, Tensor],
+    tensors: Tensors,
+    agreed: Agreement,
+) -> Manifest:
     used = {fill.theirs for fill in fills}
     counts = dict.fromkeys((MAPPED, COPIED), 0)
     for fill in fills:
         counts[fill.kind] += state[fill.ours].numel() // fill.entry.part[1]
     filled = {fill.ours for fill in fills}
-    left = tuple(key for key in tensors.where if key not in used)
-    fresh = sum(part.numel() for key, part in state.items() if key not in filled)
+    new: dict[str, int] = {}
+    for key in (key for key in state if key not in filled):
+        new[part_of(key)] = new.get(part_of(key), 0) + state[key].numel()
     sizes = {key: prod(shape) for key, shape in tensors.shapes.items()}
-    given = sum(sizes[key] for key in used)
-    return Manifest(dialect.name, counts[MAPPED], counts[COPIED], fresh, given, sum(sizes.values()) - given, left)
+    beside = {key for key in sizes if key.removeprefix(prefix).startswith(dialect.beside)} - used
+    left = tuple(key for key in sizes if key not in used and key not in beside)
+    given, ignored, others = (sum(sizes[key] for key in keys) for keys in (used, left, beside))
+    new = dict(sorted(new.items(), key=lambda item: -item[1]))
+    return Manifest(dialect.name, counts[MAPPED], counts[COPIED], new, given, ignored, left, others, agreed, tensors.config_at)
 
 
-def warm_start(model: Denoiser, path: str | Path, coverage: float = 0.9, ends: bool = True) -> Manifest:
+def warm_start(
+    model: Denoiser, path: str | Path, coverage: float = 0.9, ends: bool = True, differ: Sequence[str] = ()
+) -> Manifest:
     """Fill a model from a checkpoint, shard by shard; one tensor of it is in memory at a time.
 
     Raises:
-        ValueError: the checkpoint cannot be read or is of no known layout, a shape does not fit, or less than ``coverage`` of
-            its parameters have a place.
+        ValueError: the checkpoint cannot be read or is of no known layout, a shape does not fit, the model computes otherwise
+            and ``differ`` does not allow it, or less than ``coverage`` of the checkpoint's parameters have a place.
     """
     tensors = Tensors.at(path)
-    fills, manifest = plan(model, tensors, ends)
+    fills, manifest = plan(model, tensors, ends, differ)
     check_coverage(manifest, path, coverage)
     state = dict(model.named_parameters())
     by_theirs: dict[str, list[Fill]] = {}
     for fill in fills:
         by_theirs.setdefault(fill.theirs, []).append(fill)
-    patch = patch_of(tensors, fills)
+    patch, split = patch_of(tensors, fills), pairs_of(tensors) == SPLIT
     with torch.no_grad():
         for name, tensor in tensors.read(by_theirs):
             for fill in by_theirs[name]:
                 ours = state[fill.ours].chunk(fill.entry.part[1])[fill.entry.part[0]]
-                ours.copy_(_to_ours(tensor, fill.entry, patch).reshape(ours.shape))
+                made = _to_ours(tensor, fill.entry, patch)
+                made = _neighbours(made, _head_dim(model, fill.ours)) if split and fill.entry.turned else made
+                ours.copy_(made.reshape(ours.shape))
     return manifest
 
 
@@ -230,6 +278,37 @@ def patch_of(tensors: Tensors, fills: list[Fill]) -> tuple[int, ...]:
     return tuple(shape[2:]) or (1,)
 
 
+def pairs_of(tensors: Tensors) -> str:
+    """How a checkpoint's rotary pairs lie: as its config says, or as its layout has them."""
+    found = tensors.config.get("rope_type", detect(tensors)[0].pairs)
+    if found not in (INTERLEAVED, SPLIT):
+        raise ValueError(f"{tensors.config_at}: rope_type={found} is not one of {INTERLEAVED}, {SPLIT}, which are known here")
+    return found
+
+
+def _head_dim(model: Denoiser, key: str) -> int:
+    """Channels of a head of the attention that a weight belongs to."""
+    path = key
+    while path:
+        path = path.rpartition(".")[0]
+        module = model.get_submodule(path)
+        if isinstance(module, SelfProjection):
+            return module.head_dim
+        if isinstance(module, Heads):
+            return module.shape[1]
+    raise ValueError(f"{key} belongs to no attention")
+
+
+def _neighbours(rows: Tensor, head_dim: int) -> Tensor:
+    """Channels of each head from halves, pair j being (j, j + head_dim / 2), to neighbours (2 j, 2 j + 1)."""
+    return rows.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)
+
+
+def _halves(rows: Tensor, head_dim: int) -> Tensor:
+    """The other way round."""
+    return rows.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).flatten(0, 2)
+
+
 def _to_ours(tensor: Tensor, entry: Entry, patch: tuple[int, ...]) -> Tensor:
     return tensor.unflatten(0, (prod(patch), -1)).transpose(0, 1).flatten(0, 1) if entry.shape == "patch_out" else tensor
 
@@ -239,23 +318,22 @@ def export(
 ) -> dict[str, Tensor]:
     """A model's weights in a checkpoint's layout: exactly what ``warm_start`` would read back.
 
-    Of weights that were copied, the dialect's own modality is taken.
+    Of weights that were copied, the dialect's own modality is taken. Rotary pairs lie as the layout has them where no config
+    says otherwise.
     """
     chosen = next((one for one in DIALECTS if one.name == dialect), None)
     if chosen is None:
         raise ValueError(f"no layout is called '{dialect}'; known: {', '.join(one.name for one in DIALECTS)}")
-    table: dict[str, list[Entry]] = {}
-    for entry in chosen.entries:
-        table.setdefault(entry.ours, []).append(entry)
+    table = chosen.table()
     found: dict[str, Tensor] = {}
     for key, ours in model.named_parameters():
-        owner = canonical(key)[1]
-        if chosen.modality and (owner not in (chosen.modality, "shared") or ".high." in key or key.startswith("high.")):
+        if chosen.modality and (canonical(key)[1] not in (chosen.modality, SHARED) or second_expert(key)):
             continue
-        for pattern, _ in _wanted(key, chosen):
-            for entry in table.get(pattern, ()):
-                rows = ours.detach().chunk(entry.part[1])[entry.part[0]]
-                found[_layer(entry.theirs, key)] = _to_theirs(rows, entry, patch).to(dtype).contiguous().clone()
+        for entry in table.get(_wanted(key, chosen)[0], ()):
+            rows = ours.detach().chunk(entry.part[1])[entry.part[0]]
+            if entry.turned and chosen.pairs == SPLIT:
+                rows = _halves(rows, _head_dim(model, key))
+            found[of_layer(entry.theirs, key)] = _to_theirs(rows, entry, patch).to(dtype).contiguous().clone()
     return found
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 SUFFIX = ".safetensors"
 INDEX = ".safetensors.index.json"
-SAMPLES, SAMPLE = 64, 65_536  # places of a file that its digest reads, and bytes at each
+CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,15 @@ class Tensors:
         path: the file, index or folder that was named.
         where: the file that holds each tensor.
         shapes: of each tensor.
+        config: what the source says of itself: the header's ``config`` of a file (LTX-2), or the config.json beside it.
+        config_at: where that was found; empty where it says nothing.
     """
 
     path: Path
     where: dict[str, Path]
     shapes: dict[str, tuple[int, ...]]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    config_at: str = ""
 
     @staticmethod
     def at(path: str | Path) -> Tensors:
@@ -40,14 +46,16 @@ class Tensors:
         files = shards(Path(path))
         where: dict[str, Path] = {}
         shapes: dict[str, tuple[int, ...]] = {}
+        told = ""
         for file in files:
             try:
                 with safe_open(file, "pt") as opened:
+                    told = told or (opened.metadata() or {}).get("config", "")
                     for key in opened.keys():  # noqa: SIM118 - the reader is no mapping
                         where[key], shapes[key] = file, tuple(opened.get_slice(key).get_shape())
             except (SafetensorError, OSError) as error:
                 raise ValueError(f"{file} is no safetensors file that can be read ({error}): fetch it again") from None
-        return Tensors(Path(path), where, shapes)
+        return Tensors(Path(path), where, shapes, *_config(files[0], told))
 
     def read(self, keys: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """The named tensors, shard by shard, one in memory at a time."""
@@ -58,6 +66,22 @@ class Tensors:
             with safe_open(file, "pt") as opened:
                 for name in names:
                     yield name, opened.get_tensor(name)
+
+
+def _config(file: Path, told: str) -> tuple[Mapping[str, Any], str]:
+    """What a checkpoint says of itself, and where; nested as LTX-2's header has it, its transformer's part."""
+    beside = file.parent / CONFIG
+    if not told and not beside.is_file():
+        return {}, ""
+    where = f"the header of {file.name}" if told else str(beside)
+    try:
+        found = json.loads(told or beside.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{where} is no config of a model (a JSON mapping): mend it, or move the weights away from it")
+    inner = found.get("transformer", found)
+    return (inner if isinstance(inner, dict) else found), where
 
 
 def shards(path: Path) -> list[Path]:
@@ -87,15 +111,20 @@ def shards(path: Path) -> list[Path]:
 
 
 def digest(path: str | Path) -> str:
-    """What a checkpoint holds, as part of a run's identity: sizes, headers and bytes from 64 places of every shard."""
+    """What a checkpoint holds, as part of a run's identity: every byte of its shards, and the config beside them.
+
+    A file is read once per process and state (size, times, inode): a study that starts many runs from it does not wait again.
+    """
+    files = shards(Path(path))
+    beside = files[0].parent / CONFIG
     found = hashlib.sha256()
-    for file in shards(Path(path)):
-        size = file.stat().st_size
-        found.update(f"{size}\n".encode())
-        with file.open("rb") as opened:
-            header = int.from_bytes(opened.read(8), "little")
-            found.update(opened.read(min(header, size)))
-            for place in range(SAMPLES):
-                opened.seek(max(0, size - SAMPLE) * place // (SAMPLES - 1))
-                found.update(opened.read(SAMPLE))
+    for file in (*files, *([beside] if beside.is_file() else [])):
+        state = file.stat()
+        found.update(_hash(file, (state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)))
     return found.hexdigest()[:12]
+
+
+@lru_cache(256)
+def _hash(file: Path, state: tuple[int, ...]) -> bytes:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").digest()

@@ -17,7 +17,7 @@ def check_start(config: Config, solution: Solution) -> None:
     start = config.warm_start
     try:
         model = on_meta(config.variant, interface(config), solution.size)
-        check_coverage(plan(model, Tensors.at(start.path), start.ends)[1], start.path, start.coverage)
+        check_coverage(plan(model, Tensors.at(start.path), start.ends, start.differ)[1], start.path, start.coverage)
     except ValueError as error:
         raise ConfigError(f"warm_start: {error}") from None
 
@@ -29,7 +29,7 @@ def start_warm(config: Config, model: Denoiser, tell: Callable[[str], None]) -> 
         found = digest(start.path)
         if found != start.digest:
             raise ValueError(f"{start.path} holds other weights ({found}) than this run was begun with ({start.digest})")
-        for line in warm_start(model, start.path, start.coverage, start.ends).lines():
+        for line in warm_start(model, start.path, start.coverage, start.ends, start.differ).lines():
             tell(line)
     except (ValueError, OSError) as error:
         raise ConfigError(f"warm_start: {error}") from None

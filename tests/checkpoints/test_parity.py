@@ -1,10 +1,13 @@
 """The Wan tower and the LTX-2 transformer agree with diffusers', outputs and input gradients, after loading their weights."""
 
 import dataclasses
+import json
+import re
 
 import pytest
 import torch
 from diffusers import LTX2VideoTransformer3DModel, WanTransformer3DModel
+from diffusers.loaders.single_file_utils import convert_ltx2_transformer_to_diffusers
 from safetensors.torch import save_file
 
 from nava_lab.blocks.base import Dims
@@ -68,7 +71,7 @@ def test_wan(tmp_path, frames, height, width, seconds, per_token):
     count = frames * grid[0] * grid[1]
     interface = Interface({"video": ModalitySpec(16, count, seconds, grid)}, TextSpec(7, features=16))
     ours = Denoiser(Wan(depth=2, heads=2), interface, Dims({"video": 24}, {"video": 2}, {"video": 32}))
-    manifest = warm_start(ours, saved(theirs, tmp_path / "wan.safetensors"))
+    manifest = warm_start(ours, by_diffusers(theirs, tmp_path / "wan.safetensors"))
     assert manifest.coverage == 1
     assert manifest.fresh == manifest.copied == 0
     torch.manual_seed(1)
@@ -109,16 +112,75 @@ RELEASES = {
     "2.0": ({}, {}),
     "2.3": (LATER, {"layers.head_gates": 2.0, "layers.text_modulation": True, "bridge.head_gates": 2.0, "ends.text": "none"}),
 }
-FPS, STEPS = 24.0, (2, 3, 4)
+# What the released file calls that diffusers calls otherwise: written out here a second time, by whole names.
+RELEASED_NAMES = (
+    (r"^proj_in\.", "patchify_proj."),
+    (r"^audio_proj_in\.", "audio_patchify_proj."),
+    (r"^time_embed\.", "adaln_single."),
+    (r"^audio_time_embed\.", "audio_adaln_single."),
+    (r"^prompt_adaln\.", "prompt_adaln_single."),
+    (r"^audio_prompt_adaln\.", "audio_prompt_adaln_single."),
+    (r"^av_cross_attn_video_scale_shift\.", "av_ca_video_scale_shift_adaln_single."),
+    (r"^av_cross_attn_audio_scale_shift\.", "av_ca_audio_scale_shift_adaln_single."),
+    (r"^av_cross_attn_video_a2v_gate\.", "av_ca_a2v_gate_adaln_single."),
+    (r"^av_cross_attn_audio_v2a_gate\.", "av_ca_v2a_gate_adaln_single."),
+    (r"\.video_a2v_cross_attn_scale_shift_table$", ".scale_shift_table_a2v_ca_video"),
+    (r"\.audio_a2v_cross_attn_scale_shift_table$", ".scale_shift_table_a2v_ca_audio"),
+    (r"\.norm_q\.", ".q_norm."),
+    (r"\.norm_k\.", ".k_norm."),
+)
+
+
+def as_released(state):
+    """A state dict of diffusers' model as the released file has it: other names, a prefix, and other models beside it."""
+    found = {}
+    for key, part in state.items():
+        for pattern, name in RELEASED_NAMES:
+            key = re.sub(pattern, name, key)
+        found[f"model.diffusion_model.{key}"] = part.contiguous().clone()
+    others = ("vae.decoder.conv.weight", "vocoder.up.weight", "model.diffusion_model.video_embeddings_connector.q.weight")
+    return found | {key: torch.zeros(64, 64) for key in others}
+
+
+def released(model, path, **config):
+    save_file(
+        as_released(model.state_dict()), path, {"config": json.dumps({"transformer": config, "vae": {}})} if config else None
+    )
+    return path
+
+
+def by_diffusers(model, path):
+    """As diffusers saves it: with its config beside it."""
+    path.with_name("config.json").write_text(json.dumps(dict(model.config)))
+    return saved(model, path)
+
+
+# How a file came to be, and how its rotary pairs lie.
+WRITTEN = {
+    "diffusers, alone": (saved, "interleaved"),
+    "diffusers, split": (by_diffusers, "split"),
+    "released": (released, "split"),
+    "released, with its config": (lambda model, path: released(model, path, rope_type="interleaved"), "interleaved"),
+}
+
+
+def test_released_names_are_those_that_diffusers_reads():
+    theirs = LTX2VideoTransformer3DModel(**LTX)
+    state = {key: part for key, part in as_released(theirs.state_dict()).items() if not key.startswith(("vae.", "vocoder."))}
+    assert set(convert_ltx2_transformer_to_diffusers(state)) == set(theirs.state_dict())
 
 
 @pytest.mark.parametrize("release", RELEASES)
-@pytest.mark.parametrize("cross_time", [True, False])
-@pytest.mark.parametrize(("fps", "grid", "sounds"), [(24.0, (2, 4, 4), 5), (16.0, (3, 2, 6), 9)])
-def test_ltx2(tmp_path, release, cross_time, fps, grid, sounds):
+@pytest.mark.parametrize("written", WRITTEN)
+@pytest.mark.parametrize(
+    ("cross_time", "fps", "grid", "sounds"),
+    [(True, 24.0, (2, 4, 4), 5), (False, 24.0, (2, 4, 4), 5), (True, 16.0, (3, 2, 6), 9), (False, 16.0, (3, 2, 6), 9)],
+)
+def test_ltx2(tmp_path, release, written, cross_time, fps, grid, sounds):
     more, settings = RELEASES[release]
+    write, pairs = WRITTEN[written]
     torch.manual_seed(0)
-    theirs = lively(LTX2VideoTransformer3DModel(**LTX, **more))
+    theirs = lively(LTX2VideoTransformer3DModel(**LTX, **more, rope_type=pairs))
     frames, height, width = grid
     count, features = frames * height * width, 24 if release == "2.3" else 16
     interface = Interface(
@@ -133,9 +195,10 @@ def test_ltx2(tmp_path, release, cross_time, fps, grid, sounds):
         {"clock.first_frame": True, "bridge.level": "other" if cross_time else "own", **settings},
     )
     ours = Denoiser(variant, interface, Dims({"video": 16, "audio": 8}, {"video": 2, "audio": 2}, {"video": 64, "audio": 32}))
-    manifest = warm_start(ours, saved(theirs, tmp_path / "ltx2.safetensors"))
+    manifest = warm_start(ours, write(theirs, tmp_path / "ltx2.safetensors"))
     assert manifest.coverage == 1
     assert manifest.fresh == 0
+    assert manifest.beside == (3 * 64 * 64 if write is not saved and write is not by_diffusers else 0)
     torch.manual_seed(1)
     video, audio = torch.randn(2, count, 4, requires_grad=True), torch.randn(2, sounds, 4, requires_grad=True)
     sigma = {"video": torch.tensor([0.3, 0.8]), "audio": torch.tensor([0.9, 0.2])}

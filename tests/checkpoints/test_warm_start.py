@@ -1,7 +1,9 @@
 """Pretrained text-to-video weights in, the same video out, and the same weights back."""
 
+import dataclasses
 import itertools
 import json
+import os
 import re
 
 import pytest
@@ -32,6 +34,7 @@ STARTED = {
     "mova": ({"video_alone": 0.0}, NARROW),
     "align_then_fuse": (CLOCK, DIMS),
     "dual_tower": (CLOCK, DIMS),
+    "unified": ({**CLOCK, "text_place": "cross"}, DIMS),
 }
 
 
@@ -179,7 +182,7 @@ def test_a_prefix_before_every_key_is_seen_through(wan, tmp_path):
         (lambda path: write(path.with_name("model.pth"), b""), "convert it"),
         (lambda path: write(path.with_name("x.safetensors.index.json"), b"{}"), "no weight_map"),
         (lambda path: write(path.with_name("y.safetensors.index.json"), b'{"weight_map": {"a": "b.safetensors"}}'), "b.safetensors are missing"),
-        (lambda path: other(path.with_name("other.safetensors")), "no known layout: wan has blocks.0.self_attn.q.weight"),
+        (lambda path: other(path.with_name("other.safetensors")), "no known layout: ovi has video_model.blocks.0.cross_attn.k_fusion.weight; wan has"),
     ],
 )  # fmt: skip
 def test_wrong_files_end_in_one_clear_message(tmp_path, spoil, message):
@@ -201,7 +204,8 @@ def test_a_shape_that_does_not_fit_is_named_with_the_remedy(wan):
     _, path = wan
     narrow = Denoiser(variants.get("nava")(depth=2, heads=2), INTERFACE, Dims(*({"video": v, "audio": v} for v in (16, 2, 32))))
     with pytest.raises(
-        ValueError, match=r"embed.video.weight is 16x16 and patch_embedding.weight 24x4x1x2x2; .* more\. Give .*budget.width"
+        ValueError,
+        match=r"embed.video.weight is 16x16 and patch_embedding.weight 24x4x1x2x2; .* more\. Set budget.width=24$",
     ):
         warm_start(narrow, path)
     other_latents = Interface({**INTERFACE.modalities, "video": ModalitySpec(6, 18, 1 / 6, (2, 3))}, TextSpec(7, 9))
@@ -227,14 +231,11 @@ def test_a_planted_slip_in_a_table_is_noticed(wan, monkeypatch):
     latents, words, streams, levels = inputs()
     expected = tokens_of(source(latents, 1000 * levels["video"], words, return_dict=False)[0])
     slipped = [
-        convert.Entry(
-            one.ours, one.theirs.replace("to_q", "to_#").replace("to_k", "to_q").replace("to_#", "to_k"), one.part, one.shape
-        )
+        dataclasses.replace(one, theirs=one.theirs.replace("to_q", "to_#").replace("to_k", "to_q").replace("to_#", "to_k"))
         for one in WAN_DIFFUSERS
     ]
     dialects = tuple(
-        type(one)(one.name, one.mark, tuple(slipped) if one.entries is WAN_DIFFUSERS else one.entries, one.modality)
-        for one in convert.DIALECTS
+        dataclasses.replace(one, entries=tuple(slipped)) if one.entries is WAN_DIFFUSERS else one for one in convert.DIALECTS
     )
     monkeypatch.setattr(convert, "DIALECTS", dialects)
     model = fresh("nava")
@@ -250,11 +251,31 @@ BASE = ["variant=nava", "variant.depth=2", "variant.heads=2", "budget.width=24",
 def test_a_run_s_identity_knows_the_weights(wan, tmp_path):
     _, path = wan
     config = load([*BASE, f"warm_start={path}"])
-    assert config.resolved["warm_start"] == {"path": str(path), "coverage": 0.9, "ends": True, "digest": digest(path)}
-    changed = {key: part + 1 for key, part in load_file(path).items()}
-    save_file(changed, tmp_path / "wan.safetensors")
-    assert digest(tmp_path / "wan.safetensors") != digest(path)
+    assert config.resolved["warm_start"] == {
+        "path": str(path),
+        "coverage": 0.9,
+        "ends": True,
+        "differ": [],
+        "digest": digest(path),
+    }
     assert "warm_start" not in load(BASE).resolved
+
+
+def test_every_byte_of_a_checkpoint_is_in_its_digest(tmp_path):
+    """One byte in the middle of a file of many megabytes, its size and times as before; and the config beside it."""
+    path = tmp_path / "big.safetensors"
+    save_file({"a": torch.zeros(5_000_000)}, path)
+    seen, times = {digest(path)}, (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    with path.open("r+b") as file:
+        file.seek(10_100_001)
+        file.write(b"\x01")
+    os.utime(path, ns=times)
+    seen.add(digest(path))
+    write(tmp_path / "config.json", b'{"eps": 1e-6}')
+    seen.add(digest(path))
+    write(tmp_path / "config.json", b'{"eps": 1e-5}')
+    seen.add(digest(path))
+    assert len(seen) == 4
 
 
 @pytest.mark.parametrize(
@@ -275,6 +296,7 @@ def test_a_misfit_is_told_before_any_work(wan):
     _, path = wan
     with pytest.raises(ConfigError, match=r"warm_start: .*does not fit.*warm_start.ends=false"):
         prepared(load([*BASE, f"warm_start={path}"]))
-    prepared(
-        load([*BASE, f"warm_start={path}", "warm_start.ends=false", "variant.ends.level_features=256", "warm_start.coverage=0.8"])
-    )
+    inside = [*BASE, f"warm_start={path}", "warm_start.ends=false", "warm_start.coverage=0.8"]
+    with pytest.raises(ConfigError, match=r"no rows and columns, .*No setting changes that: .*warm_start.differ=\[clock\]"):
+        prepared(load(inside))
+    prepared(load([*inside, "warm_start.differ=[clock]"]))

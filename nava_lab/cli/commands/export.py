@@ -7,7 +7,8 @@ from pathlib import Path
 from nava_lab.cli.words import options_of, tell
 
 USAGE = """\
-  nava export RUN|CHECKPOINT FILE     weights, sharded or not, as one FILE.safetensors   [--to plain|wan|"wan (diffusers)"|ltx2]
+  nava export RUN|CHECKPOINT FILE     weights, sharded or not, as one FILE.safetensors
+      [--to plain|wan|"wan (diffusers)"|ovi|ltx2|"ltx2 (diffusers)"]
       [--weights averaged|current] [--dtype float32|bfloat16|float16] [--patch T,H,W]
 """
 

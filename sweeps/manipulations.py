@@ -107,12 +107,13 @@ def scored(check: Check, settings: Sequence[str]) -> dict[str, Any]:
 def main(words: Sequence[str] | None = None, scored: Callable[[Check, Sequence[str]], dict[str, Any]] = scored) -> int:
     reader = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     reader.add_argument("--variants", default="unified")
-    reader.add_argument("--only", default="", help="the checks whose names begin so: clock, say")
+    reader.add_argument("--only", default="", help="the check of this name, else those whose names begin so")
     reader.add_argument("--out", type=Path, default=Path("runs/manipulations"))
     reader.add_argument("settings", nargs="*", help="settings of every run: training.steps=800, say")
     arguments = reader.parse_args(words)
     quieten()
-    chosen = [check for check in CHECKS if check.name.startswith(arguments.only)]
+    exact = [check for check in CHECKS if check.name == arguments.only]
+    chosen = exact or [check for check in CHECKS if check.name.startswith(arguments.only)]
     if not chosen:
         raise ValueError(f"--only {arguments.only}: no check begins so; there are {'; '.join(check.name for check in CHECKS)}")
     rows = []

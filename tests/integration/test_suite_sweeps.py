@@ -49,7 +49,10 @@ def test_some_checks_can_be_asked_for_and_are_judged_by_the_widened_interval(tmp
     words = ["--out", str(tmp_path), "training.steps=7"]
     assert manipulations.main(["--only", "clock", *words], scored) == 1  # .05 - 1.5 * .04 is not above 0
     assert manipulations.main(["--only", "null", *words], scored) == 0
-    assert [name for name, _ in asked] == ["clock, attention cut", "null, attention cut", "null"]
+    assert [name for name, _ in asked] == ["clock, attention cut", "null"]
+    asked.clear()
+    manipulations.main(["--only", "entangle untold", *words], scored)
+    assert [name for name, _ in asked] == ["entangle untold, what", "entangle untold, when"]
     assert asked[0][1] == ["variant=unified", "training.steps=7"]
     with pytest.raises(ValueError, match="--only clok: no check begins so"):
         manipulations.main(["--only", "clok"], scored)

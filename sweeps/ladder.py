@@ -1,27 +1,37 @@
 """Which level of each world does each family master in 10 CPU minutes?
 
     . .venv/bin/activate
-    python sweeps/ladder.py                                   # every family, world and level: hours; again: continues
-    python sweeps/ladder.py --worlds pulse,bind --levels easy,hard --minutes 2
-    python sweeps/ladder.py --table                           # the table of what is there
+    python sweeps/ladder.py --workers 2                 # 21 to 63 runs: 2 to 6 hours on two cores; again: continues
+    python sweeps/ladder.py --workers 2 --minutes 2     # a fifth of the training, and its table says so
+    python sweeps/ladder.py --minutes 2 --table         # the table of what is there
+    python sweeps/ladder.py --worlds pulse,bind --variants unified budget.parameters=500_000
 
-Held fixed: parameters, seed, batch size, scoring. Varied: family, world, difficulty. Each run trains for as many steps as fit
-into its CPU minutes, counted over all cores in a short trial beforehand; the count is kept in ladder.json, so that a run that was
-killed is continued. A level is mastered where the headline's interval over clips lies above half of what true clips score.
-Writes ladder.json and ladder.md.
+Held fixed: parameters, seed, batch size, scoring. Varied: family, world, difficulty. A family climbs a world from its easiest
+level and stops at the first that it does not master; all worlds' easiest levels come first (``--every-level`` tries those above
+too). Each run trains for as many steps as fit into its CPU minutes, counted over all cores in a short trial beforehand; scoring
+comes on top. A level is mastered where the headline's interval over clips lies above half of what true clips score. What is known
+is kept rung by rung, so a killed ladder goes on where it was, and several processes may climb in one folder. Writes ladder.json
+and ladder.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import itertools
 import json
+import os
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from nava_lab.cli import in_one_line
 from nava_lab.config import load
@@ -29,6 +39,8 @@ from nava_lab.registry import worlds
 from nava_lab.rng import generators
 from nava_lab.study import record
 from nava_lab.study.build import network, parts
+from nava_lab.study.conduct import threads_for
+from nava_lab.study.identity import code_fingerprint, variant_fingerprint
 from nava_lab.study.run import device_of, run
 from nava_lab.training.module import GenerativeModule
 from nava_lab.training.quiet import quieten
@@ -37,11 +49,72 @@ from nava_lab.worlds.base import DIFFICULTIES
 FAMILIES = ("dual_tower", "unified", "align_then_fuse")
 TRIAL = 6  # steps of the trial, after two to warm up
 MASTERED = 0.5
+IDLE_S = 2.0
 
 
 def climbed() -> list[str]:
     """Worlds with levels on which a model can do better than chance."""
     return [name for name in worlds if worlds.get(name).LEVELS and worlds.get(name).paired]
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One run: a family on a level of a world.
+
+    Attributes:
+        world: its name.
+        level: easy, medium or hard.
+        variant: the family.
+        minutes: CPU minutes of training.
+        more: further settings.
+        folder: where what is known of it is kept.
+    """
+
+    world: str
+    level: str
+    variant: str
+    minutes: float
+    more: tuple[str, ...]
+    folder: Path
+
+    @property
+    def settings(self) -> list[str]:
+        return [f"variant={self.variant}", f"world={self.world}", f"difficulty={self.level}", *self.more]
+
+    @property
+    def path(self) -> Path:
+        digest = hashlib.sha256(json.dumps([self.settings, self.minutes]).encode()).hexdigest()[:8]
+        return self.folder / "rungs" / f"{self.world}-{self.level}-{self.variant}-{digest}.json"
+
+    def known(self) -> dict[str, Any]:
+        """What is known, by this very code."""
+        made_by = {"code": code_fingerprint(), "variant_code": variant_fingerprint(self.variant), "torch": torch.__version__}
+        fresh = {"world": self.world, "level": self.level, "variant": self.variant, "minutes": self.minutes, "made_by": made_by}
+        if not self.path.exists():
+            return fresh
+        found: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
+        return found if found["made_by"] == made_by else fresh
+
+    def climb(self) -> dict[str, Any]:
+        """Train and score it, or go on with that; the steps are counted once, so that they are the same again."""
+        row = self.known()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if "steps" not in row:
+            row["steps"] = rounded(60 * self.minutes / cpu_seconds_per_step(self.settings))
+            record.write_json(self.path, row)
+        began = time.monotonic()
+        folder = run(load([*self.settings, f"training.steps={row['steps']}"]), tell)
+        made = record.read(folder)
+        headline = made["headline"]
+        truth = made["truth"].get(headline, {}).get("value", 1.0)
+        row |= {"headline": headline, "found": made["scores"][headline], "truth": truth, "run": folder.name}
+        row["wall_s"] = round(time.monotonic() - began)
+        record.write_json(self.path, row)
+        return row
+
+
+def tell(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
 
 
 def cpu_seconds_per_step(settings: Sequence[str]) -> float:
@@ -70,73 +143,142 @@ def rounded(steps: float) -> int:
     return max(1, int(steps / scale) * scale)
 
 
+def mastered(row: Mapping[str, Any]) -> bool:
+    low = row["found"]["low"]
+    return low is not None and low > MASTERED * row["truth"]
+
+
+def open_rungs(rungs: Sequence[Rung], every_level: bool) -> list[Rung]:
+    """Those that are not done and whose level is in reach: every easier one is mastered. Easiest levels first."""
+    rows = {(rung.world, rung.variant, rung.level): rung.known() for rung in rungs}
+
+    def in_reach(rung: Rung) -> bool:
+        easier = [
+            rows[key]
+            for level in DIFFICULTIES[: DIFFICULTIES.index(rung.level)]
+            if (key := (rung.world, rung.variant, level)) in rows
+        ]
+        return every_level or all("found" in row and mastered(row) for row in easier)
+
+    ordered = sorted(rungs, key=lambda rung: DIFFICULTIES.index(rung.level))
+    return [rung for rung in ordered if "found" not in rows[rung.world, rung.variant, rung.level] and in_reach(rung)]
+
+
+def climb_all(rungs: Sequence[Rung], every_level: bool) -> None:
+    """One process's share: any open rung that no other process is at, until there is none."""
+    while rungs_left := open_rungs(rungs, every_level):
+        for rung in rungs_left:
+            rung.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with FileLock(rung.path.with_suffix(".lock"), timeout=0):
+                    if "found" in rung.known():
+                        break  # by another process, meanwhile
+                    row = rung.climb()
+            except Timeout:
+                continue
+            done = sum("found" in other.known() for other in rungs)
+            said = "mastered" if mastered(row) else "not mastered"
+            place = f"[{done} of at most {len(rungs)}] {rung.world} {rung.level} {rung.variant}"
+            tell(f"{place}: {row['headline']} {interval(row['found'])}, {said} ({row['steps']} steps, {row['wall_s']} s)")
+            break
+        else:
+            time.sleep(IDLE_S)
+
+
+def together(workers: int, words: Sequence[str]) -> None:
+    """The same command in so many processes, which share the rungs; what one leaves that dies, the others take up."""
+    environment = {"OMP_NUM_THREADS": str(threads_for(workers)), **os.environ}
+    command = [sys.executable, __file__, *words, "--workers=1", f"--parent={os.getpid()}"]
+    processes = [subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) for _ in range(workers)]
+    try:
+        ended = [process.wait() for process in processes]
+        if any(ended):
+            raise ValueError("a process has ended before all was done, and said why above; the same command goes on")
+    finally:
+        for process in processes:
+            process.terminate()
+
+
+def end_with(parent: int) -> None:
+    """End this process, whatever it is at, when the one that started it is gone: it must not go on unseen."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(IDLE_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def tables(rungs: Sequence[Rung]) -> str:
+    """The hardest level mastered, then the scores behind it, as Markdown; what has not been tried says so."""
+    rows = {(rung.world, rung.level, rung.variant): rung.known() for rung in rungs}
+    rows = {key: row for key, row in rows.items() if "found" in row}
+    named = list(dict.fromkeys(world for world, _, _ in rows))
+    families = list(dict.fromkeys(rung.variant for rung in rungs))
+    levels = [level for level in DIFFICULTIES if any(rung.level == level for rung in rungs)]
+    first = ["| world | score | " + " | ".join(families) + " |", "|---|---|" + "---|" * len(families)]
+    second = ["| world | level | " + " | ".join(families) + " |", "|---|---|" + "---|" * len(families)]
+    for world in named:
+        headline = next(row["headline"] for (name, _, _), row in rows.items() if name == world)
+        cells = (hardest([rows.get((world, level, family)) for level in levels], levels) for family in families)
+        first.append(f"| `{world}` | {headline} | " + " | ".join(cells) + " |")
+        for level in levels:
+            if any((world, level, family) in rows for family in families):
+                found = (rows.get((world, level, family)) for family in families)
+                shown = ("" if row is None else f"{interval(row['found'])}, {row['steps']} steps" for row in found)
+                second.append(f"| `{world}` | {level} | " + " | ".join(shown) + " |")
+    minutes = rungs[0].minutes
+    title = f"Hardest level mastered in {minutes:g} CPU minute{'s' * (minutes != 1)} of training, one seed:"
+    beside = "The scores behind it, with 95 % intervals over clips; what is empty was not tried:"
+    return "\n".join([title, "", *first, "", beside, "", *second]) + "\n"
+
+
+def hardest(rows: Sequence[Mapping[str, Any] | None], levels: Sequence[str]) -> str:
+    """The hardest level of an unbroken climb, and whether the next one has been tried."""
+    climb = list(itertools.takewhile(lambda pair: pair[0] is not None and mastered(pair[0]), zip(rows, levels, strict=True)))
+    beyond = rows[len(climb)] if len(climb) < len(rows) else {}
+    if not climb:
+        return "not tried" if beyond is None else "none"
+    return climb[-1][1] + (" or more" if beyond is None else "")
+
+
+def interval(score: Mapping[str, float | None]) -> str:
+    value, low, high = ("undefined" if score[name] is None else f"{score[name]:.2f}" for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
 def main(words: Sequence[str] | None = None) -> None:
     reader = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     reader.add_argument("--variants", default=",".join(FAMILIES))
     reader.add_argument("--worlds", default=",".join(climbed()))
     reader.add_argument("--levels", default=",".join(DIFFICULTIES))
     reader.add_argument("--minutes", type=float, default=10.0, help="CPU minutes of training per run")
+    reader.add_argument("--every-level", action="store_true", help="also those above one that was not mastered")
+    reader.add_argument("--workers", type=int, default=1, help="processes, one thread each")
+    reader.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     reader.add_argument("--out", type=Path, default=Path("runs/ladder"))
     reader.add_argument("--table", action="store_true", help="train nothing")
     reader.add_argument("settings", nargs="*", help="settings of every run: budget.parameters=500_000, say")
     arguments = reader.parse_args(words)
     quieten()
+    if arguments.parent:
+        end_with(arguments.parent)
+    chosen = itertools.product(*(getattr(arguments, name).split(",") for name in ("worlds", "levels", "variants")))
+    rungs = [Rung(*names, arguments.minutes, tuple(arguments.settings), arguments.out) for names in chosen]
+    for rung in rungs:
+        if rung.variant == rungs[0].variant or (rung.world, rung.level) == (rungs[0].world, rungs[0].level):
+            load(rung.settings)  # whatever cannot be meant is refused before anything is trained
+    if arguments.workers > 1 and not arguments.table:
+        together(arguments.workers, list(sys.argv[1:] if words is None else words))
+    elif not arguments.table:
+        climb_all(rungs, arguments.every_level)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / "ladder.json"
-    known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    for world in [] if arguments.table else arguments.worlds.split(","):
-        for level in arguments.levels.split(","):
-            for variant in arguments.variants.split(","):
-                climb(path, known, (world, level, variant), arguments.minutes, arguments.settings)
-    text = tables(list(known.values()))
+    rows = [row for rung in rungs if "found" in (row := rung.known())]
+    record.write_json(arguments.out / "ladder.json", {"minutes": arguments.minutes, "rows": rows})
+    text = tables(rungs)
     (arguments.out / "ladder.md").write_text(text, encoding="utf-8")
     print(text)
-
-
-def climb(path: Path, known: dict[str, Any], rung: tuple[str, str, str], minutes: float, more: Sequence[str]) -> None:
-    """Train and score one rung, or find that it is done."""
-    world, level, variant = rung
-    settings = [f"variant={variant}", f"world={world}", f"difficulty={level}", *more]
-    key = " ".join([*settings, f"{minutes:g} minutes"])
-    row = known.setdefault(key, {"world": world, "level": level, "variant": variant, "minutes": minutes})
-    if "steps" not in row:
-        row["steps"] = rounded(60 * minutes / cpu_seconds_per_step(settings))
-        record.write_json(path, known)
-    folder = run(load([*settings, f"training.steps={row['steps']}"]), lambda message: print(message, file=sys.stderr))
-    made = record.read(folder)
-    headline = made["headline"]
-    row |= {"headline": headline, "found": made["scores"][headline], "truth": made["truth"].get(headline, {}).get("value", 1.0)}
-    record.write_json(path, known)
-
-
-def mastered(row: Mapping[str, Any]) -> bool:
-    return row["found"]["low"] is not None and row["found"]["low"] > MASTERED * row["truth"]
-
-
-def tables(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The hardest level mastered, then the scores behind it, as Markdown."""
-    done = [row for row in rows if "found" in row]
-    named = list(dict.fromkeys(row["world"] for row in done))
-    families = list(dict.fromkeys(row["variant"] for row in done))
-    first = ["| world | score | " + " | ".join(families) + " |", "|---|---|" + "---|" * len(families)]
-    second = ["| world | level | " + " | ".join(families) + " |", "|---|---|" + "---|" * len(families)]
-    for world in named:
-        mine = [row for row in done if row["world"] == world]
-        highest = []
-        for family in families:
-            held = [row["level"] for row in mine if row["variant"] == family and mastered(row)]
-            highest.append(next((level for level in reversed(DIFFICULTIES) if level in held), "none"))
-        first.append(f"| `{world}` | {mine[0]['headline']} | " + " | ".join(highest) + " |")
-        for level in DIFFICULTIES:
-            cells = {row["variant"]: row["found"] for row in mine if row["level"] == level}
-            if cells:
-                shown = (cells.get(family) for family in families)
-                second.append(f"| `{world}` | {level} | " + " | ".join(interval(cell) for cell in shown) + " |")
-    return "\n".join([*first, "", *second]) + "\n"
-
-
-def interval(score: Mapping[str, float] | None) -> str:
-    return "" if score is None else f"{score['value']:.2f} [{score['low']:.2f}, {score['high']:.2f}]"
 
 
 if __name__ == "__main__":

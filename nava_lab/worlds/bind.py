@@ -20,7 +20,7 @@ from torch import Tensor
 
 from nava_lab.registry import worlds
 from nava_lab.rng import uniform
-from nava_lab.worlds.base import levels, positive
+from nava_lab.worlds.base import levels
 from nava_lab.worlds.staged import Script, Staged, of_kind
 
 
@@ -40,19 +40,15 @@ class BindWorld(Staged):
     density: float = 1.5
 
     version = "bind-1"
-    metrics = ("binding", "sync", "events", "loss")
+    metrics = ("binding", "sync", "events", "loss", "legacy")
     headline = "binding_kappa"
+    counts_kinds = "objects"
     LEVELS = levels(objects=(2, 3, 4))
 
     def __post_init__(self) -> None:
-        positive(self, "density")
         if not 2 <= self.objects <= 8:
             raise ValueError(f"world.objects={self.objects} must lie between 2 and 8")
         super().__post_init__()
-
-    @property
-    def kinds(self) -> int:
-        return self.objects
 
     @property
     def most(self) -> int:
@@ -64,10 +60,9 @@ class BindWorld(Staged):
         return [*self.scene.colours, *names], self.objects + len(names)
 
     def script(self, split: str, index: Tensor) -> Script:
-        fewest, most = self.count_range(self.density)
-        counts = fewest + (uniform(self.seed(split, "clip"), index, 1)[:, 0] * (most - fewest + 1)).long()
-        which = (uniform(self.seed(split, "objects"), index, most) * self.objects).long()
-        moments = self.moments(split, index, counts, most)
+        counts = self.counts(uniform(self.seed(split, "clip"), index, 1)[:, 0], self.density)
+        which = (uniform(self.seed(split, "objects"), index, self.most) * self.objects).long()
+        moments = self.moments(split, index, counts, self.most)
         sounds = torch.arange(self.objects, device=index.device).expand(len(index), -1)
         objects = self.tokenizer.spelled(self.scene.colours, sounds)
         words = objects

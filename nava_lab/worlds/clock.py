@@ -41,17 +41,13 @@ class ClockWorld(Staged):
     bin_s: float = 0.1
 
     version = "clock-1"
-    metrics = ("sync", "events", "loss")
+    metrics = ("sync", "events", "loss", "legacy")
     headline = "sync_auc"
     LEVELS = levels(density=(0.75, 1.5, 3.0))
 
     def __post_init__(self) -> None:
-        positive(self, "density", "classes", "bin_s")
+        positive(self, "bin_s")
         super().__post_init__()
-
-    @property
-    def kinds(self) -> int:
-        return self.classes
 
     @property
     def most(self) -> int:
@@ -67,10 +63,9 @@ class ClockWorld(Staged):
         return [*self.scene.colours, "disc", "at", *self.bins], 3 + self.most
 
     def script(self, split: str, index: Tensor) -> Script:
-        fewest, most = self.count_range(self.density)
         numbers = uniform(self.seed(split, "clip"), index, 2)
-        counts = fewest + (numbers[:, 0] * (most - fewest + 1)).long()
-        events = of_kind(self.moments(split, index, counts, most), (numbers[:, 1] * self.classes).long())
+        counts = self.counts(numbers[:, 0], self.density)
+        events = of_kind(self.moments(split, index, counts, self.most), (numbers[:, 1] * self.classes).long())
         first = torch.zeros_like(events.kind[:, :1])
         spelled = self.tokenizer.spelled
         times = spelled(self.bins, (events.seconds / self.bin_s + 1e-9).long(), events.real)

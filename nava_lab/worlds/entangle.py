@@ -21,7 +21,7 @@ from torch import Tensor
 from nava_lab.conditioning.text import PAD
 from nava_lab.registry import worlds
 from nava_lab.rng import uniform
-from nava_lab.worlds.base import levels, positive
+from nava_lab.worlds.base import levels
 from nava_lab.worlds.staged import Script, Staged, of_kind
 
 FILLER = ("so", "well", "now", "here", "like", "then", "just", "quite", "maybe", "still", "even", "oh", "yes", "and", "or")
@@ -46,12 +46,11 @@ class EntangleWorld(Staged):
     density: float = 1.5
 
     version = "entangle-1"
-    metrics = ("sync", "semantics", "entanglement", "events", "loss")
+    metrics = ("sync", "semantics", "entanglement", "events", "loss", "legacy")
     headline = "sync_auc"
     LEVELS = levels(classes=(3, 4, 6))
 
     def __post_init__(self) -> None:
-        positive(self, "density")
         if not 3 <= self.classes <= 8:
             raise ValueError(f"world.classes={self.classes} must lie between 3 and 8")
         if not 0 <= self.held_out <= self.classes - 2:
@@ -59,10 +58,6 @@ class EntangleWorld(Staged):
         if not self.lengths or min(self.lengths) < CONTENT or len(set(self.lengths)) < len(self.lengths):
             raise ValueError(f"world.lengths={list(self.lengths)} must be different numbers of at least {CONTENT}")
         super().__post_init__()
-
-    @property
-    def kinds(self) -> int:
-        return self.classes
 
     @property
     def most(self) -> int:
@@ -77,9 +72,8 @@ class EntangleWorld(Staged):
         return [*self._numbers, *self.scene.colours, "disc", *self.scene.timbre_names, *FILLER], max(self.lengths)
 
     def script(self, split: str, index: Tensor) -> Script:
-        fewest, most = self.count_range(self.density)
         numbers = uniform(self.seed(split, "clip"), index, 5)
-        counts = fewest + (numbers[:, 0] * (most - fewest + 1)).long()
+        counts = self.counts(numbers[:, 0], self.density)
         colour = (numbers[:, 1] * self.classes).long()
         # Timbre minus colour, modulo the classes: 1 to held_out are held out, 0 and those above are for training.
         held = (numbers[:, 3] < 0.5) & (split == "test") & (self.held_out > 0)
@@ -87,7 +81,7 @@ class EntangleWorld(Staged):
         step = torch.where(held, 1 + (numbers[:, 2] * self.held_out).long(), torch.where(free > 0, free + self.held_out, 0))
         timbre = (colour + step) % self.classes
         length = torch.tensor(list(self.lengths), device=index.device)[(numbers[:, 4] * len(self.lengths)).long()]
-        moments = self.moments(split, index, counts, most)
+        moments = self.moments(split, index, counts, self.most)
         return Script(
             of_kind(moments, colour),
             of_kind(moments, timbre),

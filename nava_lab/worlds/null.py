@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nava_lab.registry import worlds
 from nava_lab.rng import uniform
-from nava_lab.worlds.base import levels, positive
+from nava_lab.worlds.base import levels
 from nava_lab.worlds.staged import Script, Staged, of_kind
 
 
@@ -36,18 +36,10 @@ class NullWorld(Staged):
     classes: int = 4
 
     version = "null-1"
-    metrics = ("sync", "events", "loss")
+    metrics = ("sync", "events", "loss", "legacy")
     headline = "sync_auc"
     paired = False
     LEVELS = levels(density=(0.75, 1.5, 3.0))
-
-    def __post_init__(self) -> None:
-        positive(self, "density", "classes")
-        super().__post_init__()
-
-    @property
-    def kinds(self) -> int:
-        return self.classes
 
     @property
     def most(self) -> int:
@@ -58,11 +50,10 @@ class NullWorld(Staged):
         return [*self.scene.colours, "disc"], 2
 
     def script(self, split: str, index: Tensor) -> Script:
-        fewest, most = self.count_range(self.density)
         numbers = uniform(self.seed(split, "clip"), index, 3)
         kind = (numbers[:, 2] * self.classes).long()
         seen, heard = (
-            of_kind(self.moments(split, index, fewest + (numbers[:, i] * (most - fewest + 1)).long(), most, what), kind)
+            of_kind(self.moments(split, index, self.counts(numbers[:, i], self.density), self.most, what), kind)
             for i, what in enumerate(("video ", "audio "))
         )
         spelled = self.tokenizer.spelled

@@ -20,7 +20,7 @@ from torch import Tensor
 from nava_lab.conditioning.text import closed_up
 from nava_lab.registry import worlds
 from nava_lab.rng import uniform
-from nava_lab.worlds.base import levels, positive
+from nava_lab.worlds.base import levels
 from nava_lab.worlds.staged import Script, Staged, of_kind, only
 
 
@@ -47,7 +47,6 @@ class OffscreenWorld(Staged):
     LEVELS = levels(p_off=(0.0, 0.25, 0.5))
 
     def __post_init__(self) -> None:
-        positive(self, "density")
         if not 0 <= self.p_off < 1:
             raise ValueError(f"world.p_off={self.p_off} must lie in [0, 1)")
         if self.distractors < 0:
@@ -57,17 +56,8 @@ class OffscreenWorld(Staged):
         super().__post_init__()
 
     @property
-    def kinds(self) -> int:
-        return self.classes
-
-    @property
-    def sounding(self) -> tuple[int, int]:
-        """Fewest and most sounding events."""
-        return self.count_range(self.density, self.distractors)
-
-    @property
     def most(self) -> int:
-        return self.sounding[1] + self.distractors
+        return self.count_range(self.density, self.distractors)[1] + self.distractors
 
     @property
     def vocabulary(self) -> tuple[Sequence[str], int]:
@@ -78,9 +68,8 @@ class OffscreenWorld(Staged):
         return [str(number) for number in range(self.most + 1)]
 
     def script(self, split: str, index: Tensor) -> Script:
-        fewest, most = self.sounding
         numbers = uniform(self.seed(split, "clip"), index, 4)
-        sounding = fewest + (numbers[:, 0] * (most - fewest + 1)).long()
+        sounding = self.counts(numbers[:, 0], self.density, self.distractors)
         silent = (numbers[:, 1] * (self.distractors + 1)).long()
         kind = (numbers[:, 2] * self.classes).long()
         other = (kind + 1 + (numbers[:, 3] * (self.classes - 1)).long()) % self.classes

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nava_lab.registry import worlds
 from nava_lab.rng import uniform
-from nava_lab.worlds.base import Events, levels, positive
+from nava_lab.worlds.base import Events, levels
 from nava_lab.worlds.staged import Script, Staged, of_kind
 
 
@@ -38,18 +38,10 @@ class PulseWorld(Staged):
     classes: int = 4
 
     version = "pulse-1"
-    metrics = ("sync", "events", "loss")
+    metrics = ("sync", "events", "loss", "legacy")
     headline = "sync_auc"
     given = ("audio", "video")
     LEVELS = levels(density=(0.75, 1.5, 3.0))
-
-    def __post_init__(self) -> None:
-        positive(self, "density", "classes")
-        super().__post_init__()
-
-    @property
-    def kinds(self) -> int:
-        return self.classes
 
     @property
     def most(self) -> int:
@@ -61,10 +53,9 @@ class PulseWorld(Staged):
 
     def truth(self, split: str, index: Tensor) -> Events:
         """The events of these clips; the same ones in picture and sound."""
-        fewest, most = self.count_range(self.density)
         numbers = uniform(self.seed(split, "clip"), index, 2)
-        counts = fewest + (numbers[:, 0] * (most - fewest + 1)).long()
-        return of_kind(self.moments(split, index, counts, most), (numbers[:, 1] * self.classes).long())
+        counts = self.counts(numbers[:, 0], self.density)
+        return of_kind(self.moments(split, index, counts, self.most), (numbers[:, 1] * self.classes).long())
 
     def script(self, split: str, index: Tensor) -> Script:
         events = self.truth(split, index)

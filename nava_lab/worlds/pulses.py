@@ -44,6 +44,8 @@ def count_range(density: float, duration_s: float, span_s: float, gap: float, be
         gap: least seconds between onsets.
         beside: further events that must fit in.
     """
+    if not density > 0:
+        raise ValueError(f"world.density={density} must be positive")
     fit = int(1 + span_s / gap + 1e-9) - beside
     both = round(2 * density * duration_s)
     most = min(max(1, both - 1), fit)

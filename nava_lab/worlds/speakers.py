@@ -55,6 +55,7 @@ class SpeakersWorld(Staged):
     version = "speakers-1"
     metrics = ("timbre", "loss")
     headline = "timbre_kappa"
+    counts_kinds = "voices"
     LEVELS = levels(voices=(2, 2, 4), spans=(2, 4, 4))
 
     def __post_init__(self) -> None:
@@ -67,10 +68,6 @@ class SpeakersWorld(Staged):
             raise ValueError(f"world.spans={self.spans} do not fit into world.duration_s={self.duration_s}")
         _ = self.bank
         super().__post_init__()
-
-    @property
-    def kinds(self) -> int:
-        return self.voices
 
     @property
     def most(self) -> int:

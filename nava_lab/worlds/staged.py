@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from nava_lab.rng import uniform
 from nava_lab.streams import Batch, Interface, ModalitySpec, Stream, time_positions
 from nava_lab.worlds.base import Clip, Events, Mark, World, positive, whole
 from nava_lab.worlds.pulses import Decoder, Pulse, count_range, draw_onsets, merge_kinds
-from nava_lab.worlds.scene import Scene, sonify
+from nava_lab.worlds.scene import COLOURS, Scene, sonify
 
 VIDEO_DECAY, AUDIO_DECAY = 0.150, 0.080  # seconds
 MARGIN = (0.10, 0.20)  # no onset so close to the clip's start and end
@@ -69,6 +70,8 @@ class Staged(World):
     video_patch: int = 16
     audio_patch: int = 4
 
+    counts_kinds: ClassVar[str] = "classes"  # the field that says how many kinds of object there are
+
     def __post_init__(self) -> None:
         positive(self, "duration_s", "video_hz", "audio_hz", "size", "bands", "video_patch", "audio_patch")
         whole(self, self.duration_s * self.video_hz, "the number of video frames")
@@ -76,15 +79,17 @@ class Staged(World):
         whole(self, self.size / self.video_patch, "the number of patches along an edge")
         if self.duration_s <= sum(MARGIN):
             raise ValueError(f"world.duration_s={self.duration_s} must exceed {sum(MARGIN):g} s")
-        _ = self.scene  # which refuses kinds that do not fit
-        _ = self.most
+        if not 1 <= self.kinds <= len(COLOURS):
+            raise ValueError(f"world.{self.counts_kinds}={self.kinds} must lie between 1 and {len(COLOURS)}")
+        _ = self.scene  # which refuses timbres that do not fit
+        _ = self.most  # and this a density that does not
 
     # What a world answers
 
     @property
     def kinds(self) -> int:
         """Objects, and as many timbres."""
-        raise TypeError(f"{type(self).__name__} does not say how many kinds of object it has")
+        return int(getattr(self, self.counts_kinds))
 
     @property
     def most(self) -> int:
@@ -105,6 +110,11 @@ class Staged(World):
     def count_range(self, density: float, beside: int = 0) -> tuple[int, int]:
         """Fewest and most events of a clip with so many per second; ``beside``: further ones that must fit in."""
         return count_range(density, self.duration_s, self.duration_s - sum(MARGIN), GAP, beside)
+
+    def counts(self, draw: Float[Tensor, " b"], density: float, beside: int = 0) -> Int[Tensor, " b"]:
+        """Each clip's number of events, any of ``count_range`` equally likely, from a uniform draw."""
+        fewest, most = self.count_range(density, beside)
+        return fewest + (draw * (most - fewest + 1)).long()
 
     def moments(self, split: str, index: Tensor, counts: Tensor, most: int, what: str = "") -> Events:
         """Events of kind 0 at latent moments, with amplitudes of .7 to 1; ``what`` tells apart several such draws."""

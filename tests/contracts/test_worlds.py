@@ -11,7 +11,7 @@ from nava_lab.config import load
 from nava_lab.evaluation.protocol import feed
 from nava_lab.evaluation.suite import exact_scores
 from nava_lab.registry import metrics, worlds
-from nava_lab.worlds.base import DIFFICULTIES
+from nava_lab.worlds.base import DIFFICULTIES, SPLITS
 
 PROCEDURAL = [name for name in worlds if not worlds.get(name).SHORTCUTS]
 
@@ -39,12 +39,12 @@ def test_a_clip_depends_on_its_index_alone(name):
 @pytest.mark.parametrize("name", PROCEDURAL)
 def test_splits_differ_and_shapes_match_the_interface(name):
     world = worlds.get(name)()
-    made = {split: world.batch(split, torch.arange(4)) for split in ("train", "validation", "test")}
+    made = {split: world.batch(split, torch.arange(32)) for split in SPLITS}
     for key, spec in world.interface().modalities.items():
         tokens = [batch.streams[key].tokens for batch in made.values()]
-        assert all(part.shape == (4, spec.tokens, spec.channels) for part in tokens)
-        assert not torch.equal(tokens[0], tokens[1])
-        assert not torch.equal(tokens[1], tokens[2])
+        assert all(part.shape == (32, spec.tokens, spec.channels) for part in tokens)
+    clips = [torch.cat([part.tokens.flatten(1) for part in batch.streams.values()], 1) for batch in made.values()]
+    assert len({clip.numpy().tobytes() for part in clips for clip in part}) == 32 * len(SPLITS)
     with pytest.raises(ValueError, match="split 'tset'"):
         world.batch("tset", torch.arange(2))
 
@@ -178,9 +178,13 @@ def test_two_processes_score_what_one_does(tmp_path):
 def _scored(name, indices):
     world = worlds.get(name)()
     found = {}
-    for metric in (metrics.get(part)(world) for part in world.metrics if metrics.get(part).needs != "losses"):
+    for metric in (metrics.get(part)(world) for part in world.metrics):
         batch = world.batch("test", torch.tensor(indices))
-        feed([metric], world, batch, {key: stream.tokens for key, stream in batch.streams.items()})
+        streams = {key: stream.tokens for key, stream in batch.streams.items()}
+        feed([metric], world, batch, streams)
+        if metric.needs == "losses":
+            losses = {key: tokens.square().flatten(1).mean(1) for key, tokens in streams.items()}
+            metric.update_losses(batch, losses, {key: torch.full((len(batch),), 0.5) for key in streams})
         found |= {score: repr(value) for score, value in metric.compute().items()}
     return found
 

@@ -39,9 +39,28 @@ def test_checks_pass_where_all_is_as_it_should_be_and_each_one_can_fail(tmp_path
     assert len(rows) == len(manipulations.CHECKS)
 
 
+def test_some_checks_can_be_asked_for_and_are_judged_by_the_widened_interval(tmp_path, capsys):
+    asked = []
+
+    def scored(check, settings):
+        asked.append((check.name, settings))
+        return {"name": "run", "scores": {check.score: {"value": 0.05, "low": 0.01, "high": 0.09}}}
+
+    words = ["--out", str(tmp_path), "training.steps=7"]
+    assert manipulations.main(["--only", "clock", *words], scored) == 1  # .05 - 1.5 * .04 is not above 0
+    assert manipulations.main(["--only", "null", *words], scored) == 0
+    assert [name for name, _ in asked] == ["clock, attention cut", "null"]
+    asked.clear()
+    manipulations.main(["--only", "entangle untold", *words], scored)
+    assert [name for name, _ in asked] == ["entangle untold, what", "entangle untold, when"]
+    assert asked[0][1] == ["variant=unified", "training.steps=7"]
+    with pytest.raises(ValueError, match="--only clok: no check begins so"):
+        manipulations.main(["--only", "clok"], scored)
+
+
 @pytest.mark.parametrize("check", manipulations.CHECKS, ids=lambda check: check.name)
 def test_every_check_is_a_run_that_can_be_built(check):
-    config = load([*check.settings, *check.scoring, "variant=unified", "budget.parameters=300_000"])
+    config = load([*manipulations.SMALL, *check.settings, *check.scoring, "variant=unified"])
     built = parts(config)
     assert built.protocol.sampler.cut == ("experiment=cut" in check.settings)
     assert built.protocol.told == ("experiment=untold" not in check.settings)
@@ -68,26 +87,99 @@ def test_a_rung_is_climbed_once(tmp_path, monkeypatch, capsys):
     words = ["--worlds", "gaussian", "--levels", "easy", "--variants", "unified", "--minutes", "0.002", *SMALL]
     ladder.main(words)
     known = json.loads((tmp_path / "runs/ladder/ladder.json").read_text())
-    (row,) = known.values()
+    (row,) = known["rows"]
+    assert known["minutes"] == 0.002
     assert row["steps"] >= 1
     assert row["headline"] == "cross_modal_use"
+    assert "| `gaussian` | easy |" in capsys.readouterr().out
+    # A killed one knows its steps and nothing else: they are not counted again.
+    (path,) = (tmp_path / "runs/ladder/rungs").glob("*.json")
+    path.write_text(json.dumps({name: row[name] for name in ("world", "level", "variant", "minutes", "made_by", "steps")}))
     monkeypatch.setattr(ladder, "cpu_seconds_per_step", lambda settings: pytest.fail("a rung's steps are counted twice"))
     ladder.main(words)
-    assert json.loads((tmp_path / "runs/ladder/ladder.json").read_text()) == known
-    assert "| `gaussian` | easy |" in capsys.readouterr().out
+    (again,) = json.loads((tmp_path / "runs/ladder/ladder.json").read_text())["rows"]
+    assert again | {"wall_s": 0} == row | {"wall_s": 0}
+    monkeypatch.setattr(ladder, "run", lambda *_: pytest.fail("what is done is done again"))
+    ladder.main(words)
+    # What other code has made is not known.
+    path.write_text(json.dumps({**row, "made_by": {}}))
+    ladder.main(["--table", *words])
+    assert "not tried" not in capsys.readouterr().out.splitlines()[0]
+    assert json.loads((tmp_path / "runs/ladder/ladder.json").read_text())["rows"] == []
 
 
-def test_the_table_names_the_hardest_level_mastered():
-    def row(level, low, variant="unified"):
+def climbing(monkeypatch, lows):
+    """A ladder whose rungs score by what ``lows`` says, (world, level, variant) -> the interval's lower end; how it was climbed."""
+    climbed = []
+
+    def climb(rung):
+        climbed.append((rung.world, rung.level, rung.variant))
+        low = lows.get(climbed[-1], 0.0)
         found = {"value": low + 0.1, "low": low, "high": low + 0.2}
-        return {"world": "bind", "level": level, "variant": variant, "headline": "binding_kappa", "truth": 1.0, "found": found}
+        row = {**rung.known(), "steps": 30, "headline": "binding_kappa", "truth": 1.0, "found": found, "wall_s": 1}
+        ladder.record.write_json(rung.path, row)
+        return row
 
-    text = ladder.tables([row("easy", 0.8), row("medium", 0.6), row("hard", 0.45), row("easy", 0.1, "dual_tower"), {"steps": 3}])
-    assert "| `bind` | binding_kappa | medium | none |" in text
-    assert "| `bind` | easy | 0.90 [0.80, 1.00] | 0.20 [0.10, 0.30] |" in text
+    monkeypatch.setattr(ladder.Rung, "climb", climb)
+    return climbed
+
+
+LOWS = {("bind", "easy", "unified"): 0.8, ("bind", "medium", "unified"): 0.6, ("clock", "easy", "unified"): 0.7}
+
+
+def test_nobody_climbs_past_what_was_not_mastered(tmp_path, monkeypatch, capsys):
+    climbed = climbing(monkeypatch, LOWS)
+    words = ["--worlds", "bind,clock", "--variants", "unified,dual_tower", "--minutes", "2", "--out", str(tmp_path)]
+    ladder.main(words)
+    easy = [(world, "easy", variant) for world in ("bind", "clock") for variant in ("unified", "dual_tower")]
+    above = [("bind", "medium", "unified"), ("clock", "medium", "unified"), ("bind", "hard", "unified")]
+    assert climbed == easy + above
+    table = (tmp_path / "ladder.md").read_text()
+    assert table.startswith("Hardest level mastered in 2 CPU minutes of training")
+    assert "| `bind` | binding_kappa | medium | none |" in table
+    assert "| `clock` | binding_kappa | easy | none |" in table
+    assert "| `bind` | hard | 0.10 [0.00, 0.20], 30 steps |  |" in table
+    told = capsys.readouterr()
+    assert "[7 of at most 12] bind hard unified: binding_kappa 0.10 [0.00, 0.20], not mastered (30 steps, 1 s)" in told.err
+    climbed.clear()
+    ladder.main(words)
+    assert climbed == []
+    ladder.main([*words, "--every-level"])
+    assert len(climbed) == 12 - 7
+
+
+def test_the_table_says_what_has_not_been_tried(tmp_path, monkeypatch, capsys):
+    climbing(monkeypatch, LOWS)
+    words = ["--worlds", "bind,clock", "--variants", "unified", "--out", str(tmp_path)]
+    ladder.main([*words[:1], "bind", *words[2:], "--levels", "easy"])
+    ladder.main([*words, "--table"])
+    printed = capsys.readouterr().out
+    assert printed.count("| `bind` | binding_kappa | easy or more |") == 1
+    assert "`clock`" not in printed  # nothing of it is known
+    ladder.main([*words, "--table", "--minutes", "3"])
+    assert "`bind`" not in capsys.readouterr().out  # that is another ladder
     assert [ladder.rounded(steps) for steps in (0.4, 7, 1234.5, 987)] == [1, 7, 1200, 980]
     assert "null" not in ladder.climbed()
     assert set(ladder.climbed()) <= set(worlds.names())
+    with pytest.raises(ValueError, match="hrad"):
+        ladder.main([*words, "--levels", "easy,hrad"])
+
+
+def test_a_rung_that_another_process_is_at_is_left_to_it(tmp_path, monkeypatch):
+    climbed = climbing(monkeypatch, {})
+    (rung,) = [ladder.Rung("bind", "easy", "unified", 10.0, (), tmp_path)]
+    rung.path.parent.mkdir(parents=True)
+    held = ladder.FileLock(rung.path.with_suffix(".lock"))
+    held.acquire()
+
+    def elsewhere(_):
+        """The other process ends what it was at."""
+        rung.climb()
+        held.release()
+
+    monkeypatch.setattr(ladder.time, "sleep", elsewhere)
+    ladder.climb_all([rung], every_level=False)
+    assert climbed == [("bind", "easy", "unified")]
 
 
 def test_the_slope_on_guidance_is_of_four_scorings_of_each_run(tmp_path, capsys):

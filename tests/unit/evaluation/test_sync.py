@@ -43,6 +43,19 @@ def test_a_case_worked_by_hand():
     assert scores["jitter_ms"].value == pytest.approx(1.4826 * 20)
 
 
+def test_chance_correction_worked_by_hand():
+    # Own lags 0 and 70 ms. Re-paired: .50 with .60 is 100 ms off, .53 with .50 is 30 ms off. Of 4 events, that makes F1
+    # .5, .5, 1, 1 at 20, 40, 80, 160 ms, and shuffled 0, .5, .5, 1; where chance is perfect there is nothing to gain.
+    scores = scored([(0.5,), (0.53,)], [(0.5,), (0.6,)]).compute()
+    assert [scores[f"f1@{tau}ms"].value for tau in (20, 40, 80, 160)] == pytest.approx([0.5, 0.5, 1, 1])
+    assert scores["f1_shuffled@80ms"].value == pytest.approx(0.5)
+    assert [scores[f"cf1@{tau}ms"].value for tau in (20, 40, 80, 160)] == pytest.approx([0.5, 0, 1, 0])
+    assert scores["sync_auc"].value == pytest.approx(1.5 / 4)
+    # Worse than chance is below 0: own pairs 100 ms apart, re-paired exact ones.
+    worse = scored([(0.5,), (0.6,)], [(0.6,), (0.5,)]).compute()
+    assert worse["cf1@20ms"].value < 0
+
+
 def test_matching_is_one_to_one_and_of_least_cost():
     np.testing.assert_allclose(np.sort(match(np.array([0.0, 0.1]), np.array([0.09, 0.2]))), [0.09, 0.1])
     assert len(match(np.array([0.0]), np.array([0.3]))) == 0

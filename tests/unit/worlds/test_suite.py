@@ -6,6 +6,7 @@ import torch
 
 from nava_lab.registry import worlds
 from nava_lab.worlds.entangle import FILLER
+from nava_lab.worlds.scene import Scene
 from nava_lab.worlds.staged import GAP
 
 MANY = torch.arange(600)
@@ -121,3 +122,21 @@ def test_three_events_a_second_fit():
     counts = found.seen.real.sum(1)
     assert (counts.min(), counts.max()) == (5, 7)
     assert abs(float(counts.double().mean()) / world.duration_s - 3.0) < 0.1
+
+
+@pytest.mark.parametrize("name", ["pulse", "clock", "bind", "offscreen", "entangle", "null"])
+def test_a_density_or_number_of_kinds_that_cannot_be_is_refused_by_its_key(name):
+    world = worlds.get(name)
+    for density, said in ((0.0, "positive"), (-1.0, "positive"), (float("nan"), "positive"), (9.0, "at most")):
+        with pytest.raises(ValueError, match=rf"world\.density={density} .*{said}"):
+            world(density=density)
+    kinds = world.counts_kinds
+    for number in (0, 9):
+        with pytest.raises(ValueError, match=rf"world\.{kinds}={number}"):
+            world(**{kinds: number})
+
+
+@pytest.mark.parametrize(("kinds", "bands"), [(2, 16), (8, 16), (8, 8)])
+def test_no_two_timbres_of_a_scene_are_alike(kinds, bands):
+    timbres = torch.nn.functional.normalize(Scene(kinds, 16, bands).timbres(), dim=-1)
+    assert (timbres @ timbres.T - torch.eye(kinds)).max() <= 0.5

@@ -89,6 +89,8 @@ class OwnModulation(nn.Module):
 class PerSpan:
     """A modulation vector of a packed row whose spans of tokens have each their own.
 
+    ``modulate`` and ``gated`` take it span by span; in a plain formula (``x * (1 + scale) + shift``) it is written out.
+
     Attributes:
         lengths: tokens of each span; they add up to the row.
         parts: ``b 1|length d`` each.
@@ -96,6 +98,18 @@ class PerSpan:
 
     lengths: tuple[int, ...]
     parts: tuple[Tensor, ...]
+
+    def written_out(self) -> Float[Tensor, "b n d"]:
+        """One vector for each token."""
+        return torch.cat([part.expand(-1, length, -1) for part, length in zip(self.parts, self.lengths, strict=True)], 1)
+
+    def __add__(self, other: Tensor | float) -> Tensor:
+        return self.written_out() + other
+
+    def __mul__(self, other: Tensor | float) -> Tensor:
+        return self.written_out() * other
+
+    __radd__, __rmul__ = __add__, __mul__
 
 
 Vector = Tensor | PerSpan  # "b 1|n d"

@@ -11,23 +11,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nava_lab.report.judge import (
-    Judged,
-    across_budgets,
-    all_pairs,
-    at_one_budget,
-    corrected,
-    hopeless,
-    judge,
-    margin_of,
-    p_value,
-    signed,
-)
+from nava_lab.report.across import CLAIMS, HOLDS, SPLIT, across, at_one_budget
+from nava_lab.report.judge import Judged, all_pairs, corrected, hopeless, judge, margin_of
 from nava_lab.report.runs import Run, by_label, differences, find_runs, labelled, load_run, scores_by_seed
+from nava_lab.report.summary import summarised
 from nava_lab.study import record
 from nava_lab.study.statistics import SEEDS_FOR_A_VERDICT, Interval, Scaling, scale_dependent, t_interval
 
 VERDICT, PROVISIONAL, EXPLORATORY = "verdict", "provisional", "exploratory"
+DISAGREE, UNDECIDED = "budgets disagree", "undecided"
 NOT_RANKED, ALONE = "not ranked", "nothing to compare"
 
 
@@ -70,12 +62,19 @@ class Family:
         name: the budget; empty where there is but one family.
         differences: what keeps its runs from being ranked.
         contrasts: judged, declared ones or all pairs.
+        planned: the labels that were to be compared, whatever became of their runs; empty where nobody planned them.
     """
 
     name: str
     runs: Sequence[Run]
     differences: Sequence[str]
     contrasts: Sequence[Judged] = ()
+    planned: Sequence[str] = ()
+
+    @property
+    def labels(self) -> list[str]:
+        """Everything that is compared here, those without a single finished run included."""
+        return list(dict.fromkeys([*self.planned, *by_label(self.runs)]))
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,8 @@ class Comparison:
         declared: whether the contrasts were declared before the runs were made.
         question: what was asked.
         without: budgets that were declared and then left out.
-        status: verdict, provisional, exploratory, not ranked or nothing to compare.
+        status: verdict (some claim holds under every budget and none is contradicted), provisional, budgets disagree, undecided,
+            exploratory, not ranked or nothing to compare.
         summary: the conclusion in one sentence.
         reservations: what makes a verdict provisional, a sentence each: runs to come, a budget left out, tuning at its bounds.
         findings: what supports and limits it, a sentence each.
@@ -238,13 +238,13 @@ def _reservations(comparison: Comparison) -> list[str]:
 
 
 def _one_of(comparison: Comparison) -> str:
-    """ " This holds at one of two budgets.", where what is decided is not decided at all that were declared."""
-    decided = {part.family for part in comparison.contrasts if part.outcome in ("ahead", "behind")}
+    """ " This holds at one of two budgets.", where what is claimed is not judged at all that were declared."""
+    claimed = {part.family for part in comparison.contrasts if part.outcome in CLAIMS}
     budgets = {*(family.name for family in comparison.families), *comparison.without}
     lacking = comparison.without or at_one_budget(comparison.contrasts)
-    if not lacking or not 0 < len(decided) < len(budgets):
+    if not lacking or not 0 < len(claimed) < len(budgets):
         return ""
-    some, every = (NUMBERS.get(len(part), str(len(part))) for part in (decided, budgets))
+    some, every = (NUMBERS.get(len(part), str(len(part))) for part in (claimed, budgets))
     return f" This holds at {some} of {every} budgets."
 
 
@@ -268,14 +268,23 @@ def _conclusion(comparison: Comparison) -> tuple[str, str, list[str]]:
         seeds = f"{fewest} seed{'s' if fewest > 1 else ''} per variant"
         summary = f"Exploratory: {seeds}, and a verdict needs {SEEDS_FOR_A_VERDICT}."
         return EXPLORATORY, summary, [] if fewest > 1 else [OVER_CLIPS]
-    reserved = bool(_reservations(comparison))
-    findings = [*across_budgets(contrasts, reserved), *filter(None, (hopeless(family.contrasts) for family in families))]
+    findings = list(filter(None, (hopeless(family.contrasts) for family in families)))
     if not comparison.declared and len(usable) > 1:
         findings.append(f"No contrast was declared beforehand, so all {len(usable)} pairs count.")
     kinds = {run.record["budget"]["kind"] for run in comparison.runs}
-    if len(kinds) == 1 and not comparison.without and any(part.outcome in ("ahead", "behind") for part in usable):
+    if len(kinds) == 1 and not comparison.without and any(part.outcome in CLAIMS for part in usable):
         findings += [line for kind, line in AT_ONE.items() if kind in kinds]
-    return PROVISIONAL if reserved else VERDICT, _summary(comparison, usable) + _one_of(comparison), findings
+    labels = {family.name: family.labels for family in families}
+    summary, rest = summarised(contrasts, labels, comparison.headline)
+    return _standing(comparison), summary + _one_of(comparison), [*rest, *findings]
+
+
+def _standing(comparison: Comparison) -> str:
+    """The status of contrasts over seeds enough."""
+    standings = {one.standing for one in across(comparison.contrasts)}
+    if _reservations(comparison):
+        return PROVISIONAL
+    return DISAGREE if SPLIT in standings else VERDICT if HOLDS in standings else UNDECIDED
 
 
 AT_ONE = {
@@ -283,56 +292,6 @@ AT_ONE = {
     "flops": "Judged at equal FLOPs alone: whether the sign agrees at equal parameters was not asked.",
 }
 OVER_CLIPS = "Intervals are over clips: they say how well one trained model is measured, not how training would vary."
-
-
-def _summary(comparison: Comparison, usable: Sequence[Judged]) -> str:
-    """The conclusion in a sentence or two: who is ahead of all others, or what each decided contrast says."""
-    score, lines = comparison.headline, []
-    for family in comparison.families:
-        others = set(by_label(family.runs))
-        decided = [part for part in family.contrasts if part.outcome in ("ahead", "behind")]
-        own = [part for part in decided if not part.along]
-        beaten: dict[str, set[str]] = {}
-        for part in own:
-            first, second = (part.found.first, part.found.second)[:: 1 if part.outcome == "ahead" else -1]
-            beaten.setdefault(first, set()).add(second)
-        under = f" at equal {family.name}" if family.name else ""
-        winner = next((label for label, those in beaten.items() if those == others - {label}), None)
-        alike = {(part.found.second, part.outcome) for part in own}
-        if winner and len(others) > 2:
-            lines.append(f"{winner} is ahead of every other in {score}{under}.")
-        elif len(own) > 2 and len(alike) == 1:
-            lines.append(_together(own, score))
-        elif 1 <= len(own) <= 2:
-            lines += [f"{part.claim(score)}." for part in own]
-        elif own:
-            lines.append(f"{len(own)} of {len(family.contrasts)} contrasts in {score} are decided{under}.")
-        lines += [f"{part.claim(score)}." for part in decided if part.along]
-    if lines:
-        return " ".join(lines)
-    if len(usable) == 1:
-        return f"{usable[0].claim(score)}."
-    return f"None of {len(usable)} contrasts in {score} is decided."
-
-
-def _together(parts: Sequence[Judged], score: str) -> str:
-    """Several contrasts against one label that came out alike, in one sentence."""
-    first = parts[0]
-    axes = {part.found.first.partition("=")[0] for part in parts}
-    prefix = f"{axes.pop()}=" if len(axes) == 1 else ""  # "align_fraction=0.25, 0.5 and 1" rather than the name three times
-    names = [part.found.first.removeprefix(prefix) for part in parts]
-    listed = f"{prefix}{', '.join(names[:-1])} and {names[-1]}"
-    digits = 1 if score.endswith("_ms") else 3
-    means = sorted((part.found.interval.mean for part in parts), key=abs)
-    side = "ahead of" if first.outcome == "ahead" else "behind"
-    under = f" at equal {first.family}" if first.family else ""
-    size = f"{signed(means[0], digits)} to {signed(means[-1], digits)}"
-    worst = max(part.p for part in parts)
-    test = f"each {p_value(worst)} or less after Holm over {first.among}"
-    also = ""
-    if all(part.slight for part in parts):
-        also = f", and {'' if first.outcome == 'behind' else f'{first.found.second} is '}no worse within {first.allowed(score)}"
-    return f"{listed} are {side} {first.found.second} in {score}{under}, by {size} ({test}){also}."
 
 
 def _laws(comparison: Comparison) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 from nava_lab.study.spec import Contrast
-from nava_lab.study.statistics import ALPHA, SEEDS_FOR_A_VERDICT, Paired, Tost, holm, paired, paired_slopes, too_many, tost
+from nava_lab.study.statistics import ALPHA, Paired, Tost, holm, paired, paired_slopes, too_many, tost
 
 MARGIN_MS, MARGIN_POINTS = 5.0, 0.02  # what "no worse" allows where nothing else is declared
 
@@ -32,6 +32,7 @@ class Judged:
         within: the TOST against it, after Holm; positive differences are gains.
         family: the budget it is under.
         among: how many contrasts Holm's correction minded.
+        bounded: how many of them have a margin: what the TOST's correction minded.
         along: a setting's name, where the differences are their slopes along it; empty for two points.
         labels: the points that it rests on.
     """
@@ -44,6 +45,7 @@ class Judged:
     within: Tost | None = None
     family: str = ""
     among: int = 1
+    bounded: int = 1
     along: str = ""
     labels: Sequence[str] = ()
 
@@ -70,6 +72,16 @@ class Judged:
             return "open"
         within = (self.within.lower <= ALPHA, self.within.upper <= ALPHA)
         return {(True, True): "equal", (True, False): "no worse", (False, True): "no better"}.get(within, "open")
+
+    @property
+    def no_worse(self) -> bool:
+        """Whether first is shown to be no worse than second within the margin, whatever else is."""
+        return self.outcome == "ahead" or (self.found.enough and self.within is not None and self.within.lower <= ALPHA)
+
+    @property
+    def no_better(self) -> bool:
+        """Whether second is shown to be no worse than first."""
+        return self.outcome == "behind" or (self.found.enough and self.within is not None and self.within.upper <= ALPHA)
 
     @property
     def slight(self) -> bool:
@@ -205,45 +217,3 @@ def hopeless(contrasts: Sequence[Judged]) -> str:
     """A sentence where a family holds so many contrasts over so few seeds that none can come out decided."""
     tested, family = [part for part in contrasts if part.found.enough and not part.unequal], len(contrasts)
     return too_many(family, max(part.found.n for part in tested)) if tested else ""
-
-
-def across_budgets(contrasts: Sequence[Judged], provisional: bool = False) -> list[str]:
-    """Whether claims hold at equal parameters and at equal FLOPs alike, those with one side and one answer together."""
-    yet = " so far" if provisional else ""
-    pairs: dict[Pair, list[Judged]] = {}
-    for part in contrasts:
-        if part.outcome not in ("refused", "exploratory"):
-            pairs.setdefault((part.found.first, part.against), []).append(part)
-    answers: dict[tuple[str, str, bool], list[str]] = {}
-    for (first, second), parts in pairs.items():
-        if len(parts) > 1 and any(part.outcome in ("ahead", "behind") for part in parts):
-            budgets = " and ".join(part.family for part in parts)
-            answers.setdefault((second, budgets, len({part.gain > 0 for part in parts}) == 1), []).append(first)
-    lines = []
-    for (second, budgets, agree), firsts in answers.items():
-        listed = ", ".join(firsts)
-        if agree:
-            claims = "this claim holds" if len(firsts) == 1 else "these claims hold"
-            lines.append(f"The sign against {second} agrees at equal {budgets} for {listed}: {claims}{yet}.")
-        else:
-            lines.append(f"The sign against {second} differs between equal {budgets} for {listed}: no claim holds under both.")
-    return lines
-
-
-def at_one_budget(contrasts: Sequence[Judged]) -> list[str]:
-    """Claims that are decided under one budget and not judged under another, those with one side and one reason together."""
-    pairs: dict[Pair, list[Judged]] = {}
-    for part in contrasts:
-        pairs.setdefault((part.found.first, part.against), []).append(part)
-    alone: dict[tuple[str, str, str], list[str]] = {}
-    for (first, second), parts in pairs.items():
-        decided = [part.family for part in parts if part.outcome in ("ahead", "behind")]
-        for part in parts if decided else ():
-            if part.outcome in ("refused", "exploratory"):
-                seeds = f"{part.found.n} seed{'s' if part.found.n > 1 else ''}, and a verdict needs {SEEDS_FOR_A_VERDICT}"
-                why = "; ".join(part.unequal) or (seeds if part.found.n else "no pair of runs is finished")
-                alone.setdefault((second, " and ".join(decided), f"equal {part.family} it is not ({why})"), []).append(first)
-    return [
-        f"{', '.join(firsts)} against {second} is judged at equal {budgets}, and at {rest}: no claim holds under both yet."
-        for (second, budgets, rest), firsts in alone.items()
-    ]

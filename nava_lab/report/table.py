@@ -13,7 +13,7 @@ from nava_lab.report.compare import Comparison, OverSeeds, Run
 
 TRUTH = "true clips, decoded"
 MANY = 12  # runs; more than that are put together by seed
-COLOURS = {"verdict": "green", "provisional": "yellow", "exploratory": "yellow", "not ranked": "red"}
+COLOURS = {"verdict": "green", "not ranked": "red", "nothing to compare": "default"}  # all others are yellow
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -62,7 +62,7 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
     if several:
         _print_rows(comparison, [_mean_cells(comparison, row) for row in rows], console)
         console.print("[dim]mean and 95 % t-interval over seeds; single runs are on the page[/dim]")
-    colour = COLOURS.get(comparison.status, "default")
+    colour = COLOURS.get(comparison.status, "yellow")
     summary = f"Provisional: {comparison.summary}" if comparison.reservations else comparison.summary
     console.print(summary, style=f"bold {colour}", highlight=False, markup=False)
     for line in [*comparison.reservations, *comparison.findings, *comparison.sentences]:

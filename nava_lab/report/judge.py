@@ -136,7 +136,8 @@ class Judged:
         test = f"{n} paired seeds, sign-flip {p_value(self.p)}" + self._after
         slight = {"ahead": "upper", "behind": "lower"} if self.slight else {}
         bound = {"equal": "p", "no worse": "lower", "no better": "upper", **slight}.get(self.outcome)
-        return f"{size} ({test}{f'; TOST {p_value(getattr(self.within, bound))}' if bound else ''})"
+        over = f" over {self.bounded}" if self.bounded not in (1, self.among) else ""
+        return f"{size} ({test}{f'; TOST {p_value(getattr(self.within, bound))}{over}' if bound else ''})"
 
     @property
     def _after(self) -> str:
@@ -194,19 +195,24 @@ def corrected(contrasts: Sequence[Judged]) -> list[Judged]:
     """A family's contrasts with Holm's correction over all of them.
 
     Those that could not be tested (runs failed, are missing or may not be compared) count as p = 1: what was declared is what
-    is corrected for, whatever became of it. A family is one budget. A second budget is a condition on a claim, not a second
-    chance, so it needs no correction.
+    is corrected for, whatever became of it. What has no margin, as a slope, asks nothing of the TOST and is no part of its
+    family. A family is one budget. A second budget is a condition on a claim, not a second chance, so it needs no correction.
     """
     untested = Tost(1.0, 1.0, 1.0)
     tested = [not part.unequal and part.found.n > 1 for part in contrasts]
-    bounds = [part.within if part.within is not None and can else untested for part, can in zip(contrasts, tested, strict=True)]
     flips = holm([part.p if can else 1.0 for part, can in zip(contrasts, tested, strict=True)])
-    lower, upper = holm([part.lower for part in bounds]), holm([part.upper for part in bounds])
-    made = []
-    for part, can, p, low, high in zip(contrasts, tested, flips, lower, upper, strict=True):
-        within = None if part.within is None or not can else Tost(low, high, max(low, high))
-        made.append(replace(part, p=p, within=within, among=len(contrasts)))
-    return made
+    bounded = [place for place, part in enumerate(contrasts) if part.margin is not None]
+    bounds = [contrasts[place].within if tested[place] else None for place in bounded]
+    lower, upper = (holm([getattr(part or untested, side) for part in bounds]) for side in ("lower", "upper"))
+    within = {
+        place: Tost(low, high, max(low, high))
+        for place, bound, low, high in zip(bounded, bounds, lower, upper, strict=True)
+        if bound is not None
+    }
+    return [
+        replace(part, p=p, within=within.get(place), among=len(contrasts), bounded=len(bounded))
+        for place, (part, p) in enumerate(zip(contrasts, flips, strict=True))
+    ]
 
 
 def all_pairs(labels: Sequence[str]) -> list[Pair]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ def compare_study(folder: Path) -> Comparison:
     families, contrasts = [], []
     for budget in study.budgets or ("",):
         own = [run for run in runs if run.family == budget]
-        families.append(Family(budget, own, differences(own, varied)))
+        planned = [point.label for point in result.points if point.budget == budget]
+        families.append(Family(budget, own, differences(own, varied), planned=planned))
         contrasts.append(_judged(result, families[-1], varied))
     families = [
         ranked(replace(family, contrasts=corrected(group)), study.metric, result.higher_is_better)
@@ -40,13 +41,8 @@ def compare_study(folder: Path) -> Comparison:
     unfair = unequal_tuning(tuned, study.seeds)
     if unfair:
         families = [replace(family, differences=[*family.differences, *unfair], contrasts=()) for family in families]
-    contrasted = {
-        f"{label} [{family.name}]" if family.name else label
-        for family in families
-        for part in family.contrasts
-        if part.outcome != "refused"
-        for label in part.labels
-    }
+    asked = _labelled(families, lambda part: not part.unequal)
+    contrasted = _labelled(families, lambda part: part.outcome != "refused")
     made = Comparison(
         [run for family in families for run in family.runs],
         study.metric,
@@ -55,7 +51,7 @@ def compare_study(folder: Path) -> Comparison:
         declared=bool(study.contrasts),
         question=study.question,
         without=study.origin.without,
-        reservations=[*_unfinished(result), *_at_bounds(result, contrasted)],
+        reservations=[*_unfinished(result), *_failed(result, runs, asked), *_at_bounds(result, contrasted)],
         doubts=_doubts(result, tuned, contrasted),
         left_out=left_out,
         planned=sum(run.phase == CONFIRMATION for run in result.runs),
@@ -65,6 +61,17 @@ def compare_study(folder: Path) -> Comparison:
         extra=_extra(result),
     )
     return concluded(made)
+
+
+def _labelled(families: Sequence[Family], wanted: Callable[[Judged], bool]) -> set[str]:
+    """The keys of the points that some contrasts rest on."""
+    return {
+        f"{label} [{family.name}]" if family.name else label
+        for family in families
+        for part in family.contrasts
+        if wanted(part)
+        for label in part.labels
+    }
 
 
 def _confirmed(result: StudyResult) -> tuple[list[Run], list[str]]:
@@ -99,7 +106,7 @@ def _judged(result: StudyResult, family: Family, varied: set[str]) -> list[Judge
     asked = [part for part in study.contrasts if part.budget == family.name]
     pairs = [(part.first, part.second) for part in asked if not part.along]
     if not study.contrasts:
-        pairs = [] if family.differences else all_pairs(list(groups))
+        pairs = [] if family.differences else all_pairs(family.labels)
 
     def unlike(*labels: str) -> list[str]:
         return differences([run for label in labels for run in groups.get(label, {}).values()], varied)
@@ -144,6 +151,36 @@ def _unfinished(result: StudyResult) -> list[str]:
         f"{' and '.join(parts)} have not ended: what is said here may change, and looking before the end makes chance findings "
         "likelier. The same command continues the study."
     ]
+
+
+def _failed(result: StudyResult, runs: Sequence[Run], asked: Collection[str]) -> list[str]:
+    """Contrasted points of which seeds failed or have no score: to leave those out is to choose the seeds that went well."""
+    lines, metric = [], result.study.metric
+    empty = {run.folder for run in runs if run.value(metric) is None}
+    for point in result.points if asked else ():
+        planned = result.confirmations(point) if point.key in asked else []
+        why = {run.seed: run.error or "no reason is known" for run in planned if run.state == "failed"}
+        why |= {run.seed: f"its clips have no {metric}" for run in planned if run.folder in empty}
+        if not why:
+            continue
+        reasons = "; ".join(
+            f"seed{'s' * (len(own) > 1)} {', '.join(map(str, own))}: {reason}" for reason, own in _by(why).items()
+        )
+        rests = (
+            "so nothing can be said of it, and nobody is ahead of all"
+            if len(why) == len(planned)
+            else "and what is said of it rests on the others alone, which may be those that went well"
+        )
+        lines.append(f"{point.key}: {len(why)} of {len(planned)} confirmation seeds failed ({reasons}), {rests}.")
+    return lines
+
+
+def _by(reasons: Mapping[int, str]) -> dict[str, list[int]]:
+    """reason -> seeds."""
+    found: dict[str, list[int]] = {}
+    for seed, reason in sorted(reasons.items()):
+        found.setdefault(reason, []).append(seed)
+    return found
 
 
 def _at_bounds(result: StudyResult, contrasted: Collection[str]) -> list[str]:

@@ -90,7 +90,7 @@ def test_many_pairs_over_few_seeds_are_said_to_be_hopeless(tmp_path):
         for seed in range(8):
             make_run(tmp_path, seed, 0.5 + depth / 30 + seed / 100, ("variant=unified", f"variant.depth={depth}"))
     found = compare([tmp_path])
-    assert found.summary == "None of 10 contrasts in sync_auc is decided."
+    assert (found.status, found.summary) == ("undecided", "None of 10 contrasts in sync_auc is decided.")
     assert any("after Holm no p can fall below 0.078. Declare fewer, or run 9 seeds" in line for line in found.findings)
 
 
@@ -198,11 +198,9 @@ def test_a_study_is_judged_by_its_declared_contrasts_under_each_budget(study):
     assert outcomes["parameters", "align_fraction=0.5"] == "ahead"
     assert outcomes["flops", "align_fraction=0.5"] == "exploratory"  # its seed 3 failed, so seven are left
     assert found.summary.startswith(
-        "align_fraction=0.25, 0.5, 0.75 and 1 are ahead of align_fraction=0 in sync_auc at equal parameters"
+        "align_fraction=0.25, 0.75 and 1 are ahead of align_fraction=0 in sync_auc at equal parameters and flops (+"
     )
-    assert any(
-        "agrees at equal parameters and flops" in line and line.endswith("these claims hold so far.") for line in found.findings
-    )
+    assert "align_fraction=0.5 is ahead of align_fraction=0 in sync_auc at equal parameters (" in found.summary
     assert found.planned == 80
     assert found.left_out == ["align_fraction=0.5 [flops], seed 3: failed (the loss is nan)"]
     assert "79 of 80 confirmation runs are finished (1 failed)." in found.doubts
@@ -226,7 +224,8 @@ def test_a_verdict_is_provisional_until_every_seed_of_every_budget_has_ended(tmp
     keys = [f"align_fraction={level} [flops]" for level in (0, 1)]
     whole = compare([make_study(tmp_path / "whole", few)])
     assert (whole.status, whole.reservations) == ("verdict", [])
-    assert whole.findings[0].endswith("for align_fraction=1: this claim holds.")
+    assert whole.findings == []
+    assert whole.summary.startswith("align_fraction=1 is ahead of align_fraction=0 in sync_auc at equal parameters and flops (+")
     stopped = compare([make_study(tmp_path / "stopped", few | {"seeds": 9}, missing={(keys[0], 8)})])
     assert stopped.status == "provisional"
     assert stopped.reservations[0].startswith("1 of 36 confirmation runs have not ended: what is said here may change")
@@ -246,9 +245,51 @@ def test_a_failed_seed_that_keeps_a_claim_from_its_second_budget_is_a_reservatio
     found = compare([study])
     assert found.status == "provisional"
     assert found.reservations == [
+        "align_fraction=0.5 [flops]: 1 of 8 confirmation seeds failed (seed 3: the loss is nan), and what is said of it rests on the "
+        "others alone, which may be those that went well.",
         "align_fraction=0.5 against align_fraction=0 is judged at equal parameters, and at equal flops it is not "
-        "(7 seeds, and a verdict needs 8): no claim holds under both yet."
+        "(7 seeds, and a verdict needs 8): no claim holds under both yet.",
     ]
+
+
+@pytest.mark.parametrize("seeds", [(3, 5), range(10)])
+def test_whoever_failed_is_not_beaten_and_its_failures_are_reservations(tmp_path, seeds):
+    """Three ratios with all pairs: seeds that went well do not make a verdict, and an arm without any is not left out of "every"."""
+    fields = FIELDS | {
+        "vary": {"variant.align_fraction": [0.0, 0.5, 1.0]},
+        "seeds": 10,
+        "contrasts": {"against": {"variant.align_fraction": 1.0}},
+        "budgets": {"parameters": {"budget.parameters": 1_000_000}},
+        "tuning": None,
+    }
+    gain = lambda point, seed: 0.4 + 0.3 * (point.levels["variant.align_fraction"] == "1")  # noqa: E731
+    whole = compare([make_study(tmp_path / "whole", fields, gain)])
+    assert whole.status == "verdict"
+    key = "align_fraction=0.5 [parameters]"
+    found = compare([make_study(tmp_path / "failed", fields, gain, failed={(key, seed) for seed in seeds})])
+    assert found.status == "provisional"
+    named = ", ".join(map(str, seeds))
+    assert found.reservations[0].startswith(
+        f"{key}: {len(seeds)} of 10 confirmation seeds failed (seeds {named}: the loss is nan), "
+    )
+    assert ("nobody is ahead of all" in found.reservations[0]) == (len(seeds) == 10)
+    pairs = {name: part for name, part in fields.items() if name != "contrasts"}
+    found = compare([make_study(tmp_path / "pairs", pairs, gain, failed={(key, seed) for seed in seeds})])
+    assert found.status == "provisional"
+    assert len(found.contrasts) == 3
+    assert ("ahead of every other" in found.summary) == (len(seeds) == 2)
+
+
+def test_a_finished_run_without_the_score_has_failed_too(tmp_path):
+    few = FIELDS | {"vary": {"variant.align_fraction": [0.0, 1.0]}, "seeds": 9, "tuning": None}
+    folder = make_study(tmp_path, few)
+    record = next(tmp_path.glob("run-*")) / "record.json"
+    made = json.loads(record.read_text())
+    made["scores"]["sync_auc"]["value"] = None
+    record.write_text(json.dumps(made))
+    (line,) = compare([folder]).reservations
+    assert "1 of 9 confirmation seeds failed (seed" in line
+    assert "its clips have no sync_auc" in line
 
 
 def test_a_budget_that_an_override_took_away_is_remembered(tmp_path, capsys):
@@ -312,7 +353,8 @@ def test_signs_that_differ_between_budgets_hold_no_claim(tmp_path):
         return 0.6 + (0.1 if high else 0.0) * (1 if point.budget == "parameters" else -1)
 
     found = compare([make_study(tmp_path, value=value)])
-    assert any("differs between equal parameters and flops" in line and "no claim holds" in line for line in found.findings)
+    assert found.status == "budgets disagree"
+    assert "the sign differs, and no claim holds under both." in found.summary
 
 
 def fall(root, sizes, seeds, law):
@@ -435,7 +477,8 @@ def test_a_lead_that_grows_along_a_setting_is_told_in_words_table_and_file(tmp_p
     assert slope.outcome == "ahead"
     assert slope.found.interval.mean == pytest.approx(0.1, abs=0.02)
     assert slope.p == pytest.approx(3 * 2 / 2**8)  # in one family with the others
-    assert "variant=unified gains on variant=dual_tower in sync_auc as density rises." in found.summary
+    assert "variant=unified gains on variant=dual_tower in sync_auc as density rises (+0.099 [+0.087, +0.111])." in found.summary
+    assert "is ahead of variant=dual_tower in sync_auc at all 2 levels (density=0.5 and 2)" in found.summary
     assert (
         "as density rises: +0.099 [+0.087, +0.111] per 1 of density (8 paired seeds, sign-flip p = 0.023 after Holm over 3 contrasts)"
         in found.sentences[2]

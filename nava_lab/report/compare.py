@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nava_lab.report.across import CLAIMS, HOLDS, SPLIT, across, at_one_budget
+from nava_lab.report.front import Design, front_summary
 from nava_lab.report.judge import Judged, all_pairs, corrected, hopeless, judge, margin_of
 from nava_lab.report.runs import Run, by_label, differences, find_runs, labelled, load_run, scores_by_seed
 from nava_lab.report.summary import summarised
@@ -100,6 +101,7 @@ class Comparison:
         laws: scaling laws by what they are of.
         axes: settings that a study varied, by label: axis -> level.
         extra: what a study adds to the page: its file, its tuning.
+        front: of a study with two objectives, the designs that it found, by rising cost.
     """
 
     runs: Sequence[Run]
@@ -121,6 +123,7 @@ class Comparison:
     law_axes: tuple[str, str] = ("parameters", "loss")
     axes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
+    front: Sequence[Design] = ()
 
     @property
     def verdict(self) -> str:
@@ -262,6 +265,9 @@ def _conclusion(comparison: Comparison) -> tuple[str, str, list[str]]:
     if not comparison.headline:
         return NOT_RANKED, "Not ranked: the runs are judged by different scores.", []
     families = comparison.families
+    if comparison.front:
+        told = front_summary(comparison.front, contrasts, comparison.headline)
+        return (_standing(comparison) if any(part.found.enough for part in usable) else EXPLORATORY, *told)
     if not any(part.found.enough for part in usable):
         groups = [group for family in families for group in by_label(family.runs).values()]
         fewest = min((part.found.n for part in usable), default=min(map(len, groups)))

@@ -10,12 +10,13 @@ from typing import Any
 from nava_lab.config import from_file
 from nava_lab.report.again import study_commands
 from nava_lab.report.compare import Comparison, Family, concluded, ranked
+from nava_lab.report.front import confirmed_front
 from nava_lab.report.judge import Judged, all_pairs, corrected, judge, judge_slope, margin_of
 from nava_lab.report.runs import Run, by_label, differences, load_run, scores_by_seed
 from nava_lab.study import record
 from nava_lab.study.grammar import shown
 from nava_lab.study.least import least_loss
-from nava_lab.study.results import CONFIRMATION, TUNING, StudyResult, load_study
+from nava_lab.study.results import CONFIRMATION, FRONT, TUNING, StudyResult, load_study
 from nava_lab.study.statistics import Effect, Scaling, Tuned, main_effects, scaling, tuning_doubts, unequal_tuning
 
 
@@ -27,14 +28,21 @@ def compare_study(folder: Path) -> Comparison:
     if not runs:
         raise record.BadRecord(f"{folder} has no finished confirmation run yet; `nava study` continues it")
     varied = _varied(result)
-    families, contrasts = [], []
+    two = bool(study.tuning and study.tuning.two_objectives)
+    families, contrasts, designs = [], [], []
     for budget in study.budgets or ("",):
         own = [run for run in runs if run.family == budget]
         planned = [point.label for point in result.points if point.budget == budget]
-        families.append(Family(budget, own, differences(own, varied), planned=planned))
-        contrasts.append(_judged(result, families[-1], varied))
+        families.append(Family(budget, own, differences(own, varied, priced=two), planned=planned))
+        if two:
+            found = {point.label: {key: point.settings[key] for key in _tuned_keys(result)} for point in result.points}
+            front, judged = confirmed_front(own, found, study.metric, result.higher_is_better, families[-1].differences, budget)
+            designs += front
+            contrasts.append(judged)
+        else:
+            contrasts.append(corrected(_judged(result, families[-1], varied)))
     families = [
-        ranked(replace(family, contrasts=corrected(group)), study.metric, result.higher_is_better)
+        ranked(replace(family, contrasts=group), study.metric, result.higher_is_better)
         for family, group in zip(families, contrasts, strict=True)
     ]
     tuned = _tuned(result)
@@ -48,7 +56,7 @@ def compare_study(folder: Path) -> Comparison:
         study.metric,
         result.higher_is_better,
         families,
-        declared=bool(study.contrasts),
+        declared=two or bool(study.contrasts),
         question=study.question,
         without=study.origin.without,
         reservations=[*_unfinished(result), *_failed(result, runs, asked), *_at_bounds(result, contrasted)],
@@ -57,8 +65,9 @@ def compare_study(folder: Path) -> Comparison:
         planned=sum(run.phase == CONFIRMATION for run in result.runs),
         laws=_laws(result, runs),
         law_axes=(study.scaling.size, study.scaling.metric) if study.scaling else ("parameters", "loss"),
-        axes={point.label: point.levels for point in result.points},
+        axes={point.label: {key: level for key, level in point.levels.items() if key != FRONT} for point in result.points},
         extra=_extra(result),
+        front=designs,
     )
     return concluded(made)
 
@@ -96,8 +105,12 @@ def _varied(result: StudyResult) -> set[str]:
     """The keys that points differ in or that are tuned."""
     study = result.study
     keys = {key for point in study.points for key in point.settings}
-    tuned = {part.key for part in study.tuning.space} if study.tuning else set()
-    return {key for key in keys if len({repr(point.settings.get(key)) for point in study.points}) > 1} | tuned
+    return {key for key in keys if len({repr(point.settings.get(key)) for point in study.points}) > 1} | set(_tuned_keys(result))
+
+
+def _tuned_keys(result: StudyResult) -> list[str]:
+    tuning = result.study.tuning
+    return [part.key for part in tuning.space] if tuning else []
 
 
 def _judged(result: StudyResult, family: Family, varied: set[str]) -> list[Judged]:

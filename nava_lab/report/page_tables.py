@@ -210,6 +210,11 @@ def _forest(part: Judged, reach: float, score: str) -> dict[str, Any] | None:
 
 def _how_to_read(comparison: Comparison) -> str:
     part = comparison.contrasts[0]
+    if comparison.front:
+        return (
+            "Each design of the front minus its strongest rival among those that cost no more, by runs of one seed, with 95 % "
+            "t-intervals; p is the largest of its sign-flip tests against all of those, after Holm over the designs."
+        )
     declared = "declared before the runs were made" if comparison.declared else "all pairs, for none was declared"
     lines = [
         f"Mean differences of runs of one seed, first minus second, with 95 % t-intervals; {declared}.",

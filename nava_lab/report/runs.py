@@ -115,20 +115,23 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 STRICT = ("world", "budget", "evaluation", "training.steps", "training.batch_size")
 
 
-def may_vary(keys: Iterable[str]) -> frozenset[str]:
+def may_vary(keys: Iterable[str], strict: Sequence[str] = STRICT) -> frozenset[str]:
     """Those of a study's keys that its contrasts may differ in."""
-    return frozenset(key for key in keys if not any(key == part or key.startswith(f"{part}.") for part in STRICT))
+    return frozenset(key for key in keys if not any(key == part or key.startswith(f"{part}.") for part in strict))
 
 
-def differences(runs: Sequence[Run], varied: Iterable[str] = ()) -> list[str]:
+def differences(runs: Sequence[Run], varied: Iterable[str] = (), priced: bool = False) -> list[str]:
     """What keeps these runs from being ranked, one sentence each; empty if nothing does.
 
     Args:
         varied: config keys that are what a study asks about or tunes, and so no obstacle.
+        priced: whether cost is minded beside the score, so that budgets may differ.
     """
-    allowed = may_vary(varied)
+    allowed = may_vary(varied, tuple(part for part in STRICT if not (priced and part == "budget")))
     groups = dict.fromkeys(group for run in runs for group in run.config if group not in NOT_COMPARED)
     described = [_described(run, groups, allowed) for run in runs]
+    if priced:
+        described = [{key: value for key, value in part.items() if key != "budget"} for part in described]
     lines = []
     for key in described[0] if described else ():
         values = [part[key] for part in described]

@@ -22,6 +22,7 @@ from nava_lab.study.spec import Origin, Point, Study, study_of
 NAME = "study.json"
 SCHEMA_VERSION = 1
 TUNING, CONFIRMATION = "tuning", "confirmation"
+FRONT = "front"  # the axis of a front's designs, numbered by rising cost
 STATES = ("finished", "failed", "running", "pruned", "missing")
 
 
@@ -128,7 +129,8 @@ class StudyResult:
 
 def front_point(point: Point, choice: Choice) -> Point:
     """One confirmed point of a Pareto front, as a point of its own."""
-    label, levels = f"{point.label} front {choice.front}", {**point.levels, "front": str(choice.front)}
+    label = f"{point.label} front {choice.front}" if point.levels else f"front {choice.front}"
+    levels = {**point.levels, FRONT: str(choice.front)}
     return Point(label, point.budget, levels, {**point.settings, **choice.tuned})
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+from nava_lab.config import Output
 from nava_lab.report.runs import Run, flat
 from nava_lab.study.spec import Study
 
@@ -30,12 +32,18 @@ def commands(runs: Sequence[Run]) -> list[str]:
     return lines
 
 
-def study_commands(study: Study) -> list[str]:
-    """What conducts the whole study once more, tuning included: from its own file where that is known, and from the saved one."""
-    edition = ["--edition", study.edition] if study.edition else []
+def study_commands(study: Study, root: Path) -> list[str]:
+    """What conducts the whole study once more, tuning included: from its own file where that is known, and from the saved one.
+
+    Args:
+        root: the folder of all runs, which a command must name where it is not the usual one, or nothing would be found there.
+    """
     origin = study.origin
-    own = [["nava", "study", origin.file, *edition, *origin.overrides]] if origin.file else []
-    return [shlex.join(words) for words in [*own, ["nava", "study", f"{study.name}.yaml"]]]
+    edition = ["--edition", study.edition] if study.edition else []
+    place = [f"output.root={root}"] if root.resolve() != Path(Output.root).resolve() else []
+    place += ["--storage", origin.storage] if origin.storage else []
+    own = [["nava", "study", origin.file, *edition, *origin.overrides, *place]] if origin.file else []
+    return [shlex.join(words) for words in [*own, ["nava", "study", f"{study.name}.yaml", *place]]]
 
 
 def overrides(config: Mapping[str, Any]) -> list[str] | None:

@@ -16,7 +16,7 @@ from nava_lab.report.runs import Run, by_label, differences, load_run, scores_by
 from nava_lab.study import record
 from nava_lab.study.grammar import shown
 from nava_lab.study.least import least_loss
-from nava_lab.study.results import CONFIRMATION, FRONT, TUNING, StudyResult, load_study
+from nava_lab.study.results import CONFIRMATION, FRONT, TUNING, StudyResult, load_study, root_of
 from nava_lab.study.statistics import Effect, Scaling, Tuned, main_effects, scaling, tuning_doubts, unequal_tuning
 
 
@@ -276,7 +276,7 @@ def _extra(result: StudyResult) -> dict[str, Any]:
     return {
         "study": result.study.name + (f", edition {result.study.edition}" if result.study.edition else ""),
         "fields": dict(result.study.source),
-        "commands": study_commands(result.study),
+        "commands": study_commands(result.study, root_of(result.folder)),
         "choices": dict(result.choices),
         "importance": _importance(result),
         "trials": trials,

@@ -177,7 +177,7 @@ def _again(comparison: Comparison) -> dict[str, Any]:
     return {
         "study_command": own[0] if own else "",
         "saved_command": saved,
-        "saved_name": shlex.split(saved)[-1] if saved else "",
+        "saved_name": shlex.split(saved)[2] if saved else "",
         "commands": [*found, f"nava compare {compared}"],
         "complete": _complete(found, comparison),
         "study_file": source,

@@ -7,17 +7,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nava_lab.config import CONFIGS, ConfigError, load
+from nava_lab.config import CONFIGS, ConfigError, Output, load
 from nava_lab.study.grammar import StudyError, override
 from nava_lab.study.ledger import Ledger, folder_of
 from nava_lab.study.plan import Plan, plan_of
 from nava_lab.study.results import StudyResult
 from nava_lab.study.spec import Study, read_study
-from nava_lab.study.storage import JOURNAL
+from nava_lab.study.storage import JOURNAL, repeatable
 from nava_lab.study.worker import Worker
 
 Tell = Callable[[str], None]
@@ -49,10 +49,11 @@ class Wish:
 
 def read(wish: Wish) -> tuple[Study, Path]:
     """The study that is meant, and the folder of all runs."""
-    root = next((part.split("=", 1)[1] for part in reversed(wish.overrides) if part.startswith("output.root=")), "runs")
+    root = next((part.split("=", 1)[1] for part in reversed(wish.overrides) if part.startswith("output.root=")), Output.root)
     overrides = [part for part in wish.overrides if not part.startswith("output.root=")]
     edition = wish.edition or fitting_edition(wish.file)
-    return read_study(wish.file, edition, overrides, is_here), Path(root)
+    study = read_study(wish.file, edition, overrides, is_here)
+    return replace(study, origin=replace(study.origin, storage=repeatable(wish.storage))), Path(root)
 
 
 def is_here(settings: Mapping[str, Any]) -> bool:

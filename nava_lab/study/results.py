@@ -146,13 +146,18 @@ def load_study(folder: Path) -> StudyResult:
     if saved.get("schema") != SCHEMA_VERSION:
         raise StudyError(f"{path} has schema {saved.get('schema')}; this nava-lab reads {SCHEMA_VERSION}")
     about = saved["study"]
-    origin = Origin(**{key: part if key == "file" else tuple(part) for key, part in about.get("origin", {}).items()})  # type: ignore[arg-type]
+    origin = Origin(**{key: part if isinstance(part, str) else tuple(part) for key, part in about.get("origin", {}).items()})  # type: ignore[arg-type]
     asked = (about["fields"], about["name"], about["edition"], about["question"], str(path))
     study = study_of(*asked, left_out=about["left_out"], origin=origin)
-    root = Path(folder).parent.parent
+    root = root_of(folder)
     runs = tuple(PlannedRun(**{**run, "folder": root / run["folder"] if run["folder"] else None}) for run in saved["runs"])
     choices = {point: Choice(**choice) for point, choice in saved["choices"].items()}
     return StudyResult(study, Path(folder), saved["higher_is_better"], runs, choices)
+
+
+def root_of(folder: Path) -> Path:
+    """The folder of all runs that a study's folder belongs to."""
+    return Path(folder).parent.parent
 
 
 def is_study(folder: Path) -> bool:
@@ -161,7 +166,7 @@ def is_study(folder: Path) -> bool:
 
 def as_json(result: StudyResult) -> dict[str, Any]:
     """What ``study.json`` holds."""
-    study, root = result.study, result.folder.parent.parent
+    study, root = result.study, root_of(result.folder)
 
     def plain(run: PlannedRun) -> dict[str, Any]:
         return {**vars(run), "tuned": dict(run.tuned), "folder": str(run.folder.relative_to(root)) if run.folder else None}

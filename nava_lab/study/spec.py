@@ -98,6 +98,7 @@ class Origin:
 
     Attributes:
         file: as it was named.
+        storage: the database's URL, without its password, or the journal's path; empty for the journal in the study's folder.
         overrides: what was said on top of it.
         without: the budgets that it declares and the overrides took away.
     """
@@ -105,6 +106,7 @@ class Origin:
     file: str = ""
     overrides: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
+    storage: str = ""
 
 
 @dataclass(frozen=True)

@@ -89,3 +89,14 @@ def _with_driver(url: str) -> str:
 def _without_password(url: str) -> str:
     before, at, after = url.rpartition("@")
     return f"{before.split('://')[0]}://...@{after}" if at else url
+
+
+def repeatable(place: str) -> str:
+    """A storage as it may be written down: a URL without its password, which must be given again; a path as it is."""
+    scheme, between, rest = place.partition("://")
+    if not between:
+        return place
+    secret, at, server = rest.rpartition("@")
+    server, _, asked = server.partition("?")
+    kept = "&".join(part for part in asked.split("&") if part and not part.startswith(("password=", "passwd=")))
+    return f"{scheme}://{secret.partition(':')[0]}{at}{server}{'?' if kept else ''}{kept}"

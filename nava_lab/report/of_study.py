@@ -222,6 +222,12 @@ def _doubts(result: StudyResult, tuned: Mapping[str, Tuned], contrasted: Collect
         lines.append(f"{counts['finished']} of {total} confirmation runs are finished ({rest}).")
     if result.study.left_out:
         lines.append("Not in this checkout, so left out: " + ", ".join(result.study.left_out) + ".")
+    tuning = result.study.tuning
+    for key, choice in result.choices.items():
+        for part in tuning.space if tuning and not choice.front else ():
+            if end := part.at_closed(choice.tuned[part.key]):
+                value = shown(choice.tuned[part.key])
+                lines.append(f"{key}: its best {part.key}, {value}, lies at the {end} end, beyond which there is nothing to try.")
     beside = {key: replace(part, at_bound={}) if key in contrasted else part for key, part in tuned.items()}
     return lines + [f"{line}." for line in tuning_doubts(beside)]
 

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from nava_lab.registry import nearest
-from nava_lab.study.grammar import StudyError, as_mapping, checked_keys, is_number, number, seeds_of, whole
+from nava_lab.study.grammar import StudyError, as_mapping, checked_keys, is_number, number, seeds_of, shown, whole
 
 TUNING_SEEDS = 10_000  # the first seed of tuning runs; confirmation counts from 0, so no seed is used for both
 SAMPLERS = ("grid", "tpe", "random", "nsga2")
 PRUNERS = ("none", "median", "halving")
 VALIDATION_LOSS = "validation/loss"
 LOSSES = (VALIDATION_LOSS, "loss")  # what a pruner, which sees validation losses, may speak for
+CLOSED = ("low", "high", "both")
 TUNING_FIELDS = ("space", "trials", "seeds", "metric", "sampler", "pruner", "front")
 
 
@@ -30,6 +31,8 @@ class Dimension:
         log: whether a range is even in the logarithm.
         steps: how many values of a range the grid sampler takes, ends included.
         whole: whether a range holds whole numbers alone (both of its ends are written as such).
+        closed: "low", "high" or "both", where nothing lies beyond an end (a dropout below 0, a share above 1), so that an optimum
+            there asks for no wider space; empty where both could be moved.
     """
 
     key: str
@@ -39,6 +42,7 @@ class Dimension:
     log: bool = False
     steps: int = 0
     whole: bool = False
+    closed: str = ""
 
     def grid(self) -> tuple[Any, ...]:
         """The values that the grid sampler takes."""
@@ -71,7 +75,16 @@ class Dimension:
         return rng.randint(round(self.low), round(self.high)) if self.whole else rng.uniform(self.low, self.high)
 
     def bound(self, value: Any) -> str:
-        """ "low" or "high" where the value lies at (or within 2 % of) an end of an ordered dimension, else empty."""
+        """ "low" or "high" where the value lies at (or within 2 % of) an end of an ordered dimension that could be moved."""
+        end = self._end(value)
+        return "" if self.closed in (end, "both") else end
+
+    def at_closed(self, value: Any) -> str:
+        """ "low" or "high" where it lies at an end beyond which there is nothing."""
+        end = self._end(value)
+        return end if self.closed in (end, "both") else ""
+
+    def _end(self, value: Any) -> str:
         ordered = self.values or (self.low, self.high)
         if len(ordered) < 2 or not all(map(is_number, ordered)):
             return ""
@@ -120,6 +133,8 @@ def tuning_of(value: Any, where: str, metric: str) -> Tuning:
     if not space:
         raise StudyError(f"{where}.space must name what is tuned")
     sampler, pruner = fields.get("sampler", "tpe"), fields.get("pruner", "none")
+    for part in space if sampler != "nsga2" else ():  # a front spans its space, ends included
+        _check_inside(part, f"{where}.space.{part.key}")
     for key, name, known in (("sampler", sampler, SAMPLERS), ("pruner", pruner, PRUNERS)):
         if name not in known:
             raise StudyError(f"{where}.{key}={name}: {nearest(str(name), list(known))}")
@@ -157,17 +172,40 @@ def tuning_of(value: Any, where: str, metric: str) -> Tuning:
 
 
 def _dimension(key: str, value: Any, where: str) -> Dimension:
-    if isinstance(value, list):
-        if len(value) < 2:
-            raise StudyError(f"{where} lists fewer than two values: fix it instead")
-        if any(isinstance(part, list | Mapping) for part in value):
-            raise StudyError(f"{where} must list plain values; what needs lists can vary, as named levels")
-        return Dimension(key, tuple(value))
-    fields = as_mapping(value, where)
-    checked_keys(fields, ("low", "high", "log", "steps"), where)
+    fields = as_mapping({"values": value} if isinstance(value, list) else value, where)
+    listed = "values" in fields
+    checked_keys(fields, ("values", "closed") if listed else ("low", "high", "log", "steps", "closed"), where)
+    closed = fields.get("closed", "")
+    if closed and closed not in CLOSED:
+        raise StudyError(f"{where}.closed={closed}: {nearest(str(closed), list(CLOSED))}")
+    if listed:
+        return _list(key, fields["values"], closed, where)
     low, high = (number(fields.get(name), f"{where}.{name}") for name in ("low", "high"))
     log = bool(fields.get("log", False))
     if low >= high or (log and low <= 0):
         raise StudyError(f"{where}: low={low:g} must be below high={high:g}" + (" and above 0" if log else ""))
     integers = all(isinstance(fields[name], int) for name in ("low", "high"))
-    return Dimension(key, (), low, high, log, whole(fields.get("steps", 0), f"{where}.steps", least=0), integers)
+    steps = whole(fields.get("steps", 0), f"{where}.steps", least=0)
+    return Dimension(key, (), low, high, log, steps, integers, closed)
+
+
+def _check_inside(part: Dimension, where: str) -> None:
+    """Of two numbers either is at an end, so whichever is best, the next one beyond may be better."""
+    if len(part.values) == 2 and all(map(is_number, part.values)) and part.closed != "both":
+        low, high = map(shown, part.values)
+        raise StudyError(
+            f"{where} lists two numbers, and whichever is best lies at an end: list three or more, give a range (low, high), or "
+            f"say that there is nothing beyond, {{values: [{low}, {high}], closed: both}}"
+        )
+
+
+def _list(key: str, values: Any, closed: str, where: str) -> Dimension:
+    """A list of values; one of numbers has ends, as a range has."""
+    if not isinstance(values, list) or len(values) < 2:
+        raise StudyError(f"{where} lists fewer than two values: fix it instead")
+    if any(isinstance(part, list | Mapping) for part in values):
+        raise StudyError(f"{where} must list plain values; what needs lists can vary, as named levels")
+    numbers = all(map(is_number, values))
+    if closed and not numbers:
+        raise StudyError(f"{where}.closed={closed}: only numbers have ends")
+    return Dimension(key, tuple(values), closed=closed)

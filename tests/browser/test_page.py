@@ -13,7 +13,8 @@ from nava_lab.report.page import write_page
 from tests.unit.report.made import make_runs, make_study
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is missing: pip install selenium")
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")  # any that .ci/run takes for one
+CHROMIUM, DRIVER = next(filter(None, map(shutil.which, BROWSERS)), None), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
     not (CHROMIUM and DRIVER), reason="chromium or chromedriver is missing: apt-get install chromium chromium-driver"
 )
@@ -178,9 +179,11 @@ def test_names_for_readers_aloud(opened):
     levels = [int(part.tag_name[1]) for part in opened.find_elements("css selector", "h1, h2, h3")]
     assert levels[0] == 1
     assert all(after - before <= 1 for before, after in pairwise(levels))
-    assert opened.execute_script(
-        "return [...document.querySelectorAll('.scroll[role=region]')].every(part => part.tabIndex === 0)"
+    scrolled = opened.execute_script(
+        "return [...document.querySelectorAll('.scroll')].map(part => [part.tabIndex, part.getAttribute('role'), part.getAttribute('aria-label')])"
     )
+    assert len(scrolled) == 5
+    assert all((place, role) == (0, "region") and name for place, role, name in scrolled)
     assert opened.execute_script("return document.documentElement.lang") == "en"
 
 

@@ -347,6 +347,21 @@ def test_an_optimum_at_an_end_of_the_space_makes_a_verdict_provisional_where_its
     assert found.doubts == ["align_fraction=0.5 [flops]: the best training.lr lies at the low end of its space, so widen it."]
 
 
+def test_an_optimum_at_an_end_beyond_which_there_is_nothing_is_an_ordinary_doubt(tmp_path):
+    closed = {"space": {"training.lr": {"low": 1e-3, "high": 1e-2, "log": True, "closed": "low"}}, "trials": 2}
+    few = FIELDS | {"vary": {"variant.align_fraction": [0.0, 1.0]}, "tuning": closed}
+    folder = make_study(tmp_path, few)
+    saved = json.loads((folder / "study.json").read_text())
+    for key, choice in saved["choices"].items():
+        choice["tuned"] = {"training.lr": 1e-3 if key == "align_fraction=1 [flops]" else 3e-3}
+    (folder / "study.json").write_text(json.dumps(saved))
+    found = compare([folder])
+    assert (found.status, found.reservations) == ("verdict", [])
+    assert found.doubts == [
+        "align_fraction=1 [flops]: its best training.lr, 0.001, lies at the low end, beyond which there is nothing to try."
+    ]
+
+
 def test_signs_that_differ_between_budgets_hold_no_claim(tmp_path):
     def value(point, seed):
         high = float(point.levels["variant.align_fraction"]) > 0

@@ -2,6 +2,7 @@
 
 import shlex
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,16 +11,19 @@ import yaml
 
 from nava_lab.config import load
 from nava_lab.report import previews
-from nava_lab.report.again import commands, overrides
+from nava_lab.report.again import commands, overrides, study_commands
 from nava_lab.report.compare import compare
 from nava_lab.report.figures import figures, looks
 from nava_lab.report.page import write_page
 from nava_lab.report.plotting import INK, for_page, marker_path
 from nava_lab.report.runs import find_runs
+from nava_lab.study.conduct import Wish, read
 from nava_lab.study.identity import run_hash
 from nava_lab.study.ledger import folder_of
-from nava_lab.study.spec import read_study
+from nava_lab.study.results import load_study
+from nava_lab.study.spec import Origin, read_study
 from nava_lab.study.statistics import Effect
+from nava_lab.study.storage import repeatable
 from tests.unit.report.made import FIELDS, make_run, make_runs, make_study
 
 
@@ -108,6 +112,39 @@ def drawn(tmp_path_factory):
     made["families"] = compare([root / "families"])
     made["study"] = compare([make_study(root / "study")])
     return {name: (found, figures(found)) for name, found in made.items()}
+
+
+def test_a_study_is_repeated_where_its_runs_and_its_storage_are(tmp_path, monkeypatch):
+    """Elsewhere nothing of it would be found, and all of it made again; a password is written nowhere."""
+    monkeypatch.chdir(tmp_path)
+    origin = Origin("sweeps/front.yaml", ("seeds=8",), storage=repeatable("postgresql://me:secret@host:5432/db?password=x&ssl=1"))
+    folder = make_study(tmp_path / "far off", origin=origin)
+    study = load_study(folder).study
+    place = "--storage 'postgresql://me@host:5432/db?ssl=1'"
+    assert study_commands(study, tmp_path / "runs") == [
+        f"nava study sweeps/front.yaml --edition cpu seeds=8 {place}",
+        f"nava study depth_ratio.yaml {place}",
+    ]
+    assert study_commands(replace(study, origin=Origin()), Path("runs")) == ["nava study depth_ratio.yaml"]
+    page = write_page(compare([folder]), tmp_path / "page").read_text()
+    assert "save it as <code>depth_ratio.yaml</code>" in page
+    assert f"output.root={tmp_path}/far off" in unescape(page)
+    assert "The storage&#39;s password is left out" in page or "The storage's password is left out" in page
+    assert "secret" not in page
+
+
+@pytest.mark.parametrize(
+    ("place", "kept"),
+    [
+        ("", ""),
+        ("some/journal.log", "some/journal.log"),
+        ("mysql+pymysql://host/db", "mysql+pymysql://host/db"),
+        ("postgresql://me:p@ss@host/db", "postgresql://me@host/db"),
+        ("postgresql://me@host/db?passwd=a&b=c", "postgresql://me@host/db?b=c"),
+    ],
+)
+def test_a_storage_is_written_down_without_its_password(place, kept):
+    assert read(Wish(Path("sweeps/clock.yaml"), edition="cpu", storage=place))[0].origin.storage == kept
 
 
 def test_every_figure_that_the_numbers_allow_is_drawn(drawn):

@@ -49,12 +49,12 @@ def test_the_costliest_run_is_priced_and_the_cheapest_told_beside_it(tmp_path):
     assert parameters == f"{part.least.total:,} to {part.cost.total:,}"
     assert " to " in per_clip
     assert " to " in flops
-    alike = plan_of(study(tmp_path, "training.lr: [1e-3, 2e-3]"), tmp_path, timed=False).points[0]
+    alike = plan_of(study(tmp_path, "training.lr: [1e-3, 2e-3, 3e-3]"), tmp_path, timed=False).points[0]
     assert " to " not in " ".join(_costs(alike))
 
 
 def test_a_family_that_no_seed_could_decide_is_told_before_it_is_run(tmp_path):
-    levels, space = "[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]", "training.lr: [1e-3, 2e-3]"
+    levels, space = "[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]", "training.lr: [1e-3, 2e-3, 3e-3]"
 
     def told(*arguments):
         return Plan(study(tmp_path, space, *arguments), ()).warnings

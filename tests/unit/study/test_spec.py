@@ -212,6 +212,36 @@ def test_an_optimum_at_an_end_is_told():
     assert [lr.bound(value) for value in (1e-3, 1.05e-3, 1e-2, 9.9e-2)] == ["low", "low", "", "high"]
     assert [Dimension("a", (1, 2, 4)).bound(value) for value in (1, 2, 4)] == ["low", "", "high"]
     assert Dimension("a", ("x", "y")).bound("x") == ""
+    share = Dimension("a", (0, 0.5, 1), closed="low")
+    assert [share.bound(value) for value in (0, 0.5, 1)] == ["", "", "high"]
+    assert [share.at_closed(value) for value in (0, 0.5, 1)] == ["low", "", ""]
+    both = Dimension("a", low=0.0, high=1.0, closed="both")
+    assert [(both.bound(value), both.at_closed(value)) for value in (0, 0.5, 1)] == [("", "low"), ("", ""), ("", "high")]
+
+
+def test_ends_beyond_which_there_is_nothing_are_declared(file):
+    space = "{low: 1e-3, high: 1e-2, log: true, steps: 3}"
+    assert space in GOOD
+
+    def dimension(text, extra=""):
+        file.write_text(GOOD.replace(space, text) + extra)
+        return read_study(file).tuning.space[0]
+
+    assert dimension(space.replace("}", ", closed: high}")).closed == "high"
+    assert dimension("{values: [0, 0.5, 1], closed: both}") == Dimension("training.lr", (0, 0.5, 1), closed="both")
+    assert dimension("{values: [1, 2], closed: both}").grid() == (1, 2)
+    assert dimension("[a, b]").values == ("a", "b")
+    for text, told in (
+        ("[1, 2]", "training.lr lists two numbers, and whichever is best lies at an end: list three or more"),
+        ("{values: [1, 2], closed: low}", "lists two numbers"),
+        ("{values: [a, b], closed: low}", "only numbers have ends"),
+        ("{values: [1, 2, 3], closed: hihg}", "closed=hihg: did you mean 'high'"),
+        ("{values: [1, 2, 3], log: true}", "there is no field log"),
+        ("{values: 3}", "fewer than two"),
+    ):
+        with pytest.raises(StudyError) as error:
+            dimension(text)
+        assert told in str(error.value)
 
 
 def test_a_result_is_read_back_as_it_was_written(file, tmp_path):

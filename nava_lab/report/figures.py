@@ -14,6 +14,7 @@ from nava_lab.report.compare import Comparison, OverSeeds
 from nava_lab.report.plotting import FAINT, INK, MARKERS, OKABE_ITO, WIDE, Figure, draw, legend, plain_decades, plain_ticks
 from nava_lab.report.runs import by_label
 
+DODGE = 0.012  # of an axis, between lines whose marks would hide each other
 BINS_MS = np.arange(-250, 251, 10)
 
 
@@ -65,6 +66,11 @@ def _ends(row: OverSeeds, score: str) -> tuple[float, float, float]:
     return mean, low, high
 
 
+def _named(row: OverSeeds, comparison: Comparison) -> str:
+    """A row's label, with its budget where there are several."""
+    return f"{row.label} [{row.family}]" if row.family and len(comparison.families) > 1 else row.label
+
+
 def _interval_note(rows: Sequence[OverSeeds]) -> str:
     if max(row.seeds for row in rows) == 1:
         return "Bars are 95 % intervals over clips of one trained model."
@@ -76,7 +82,7 @@ def _scores(comparison: Comparison) -> Figure | None:
     if not rows:
         return None
     style = looks(comparison)
-    names = [f"{row.label} [{row.family}]" if row.family and len(comparison.families) > 1 else row.label for row in rows]
+    names = [_named(row, comparison) for row in rows]
 
     def paint(figure: Any) -> None:
         axis = figure.add_subplot()
@@ -117,6 +123,8 @@ def _against(comparison: Comparison, axis_of: Axis) -> Figure | None:
         return None
     style = looks(comparison)
     front = _front(rows, axis_of, comparison.higher_is_better) if axis_of.cost else []
+    budgets = [family.name for family in comparison.families]
+    full = budgets[:1]
 
     def paint(figure: Any) -> None:
         axis = figure.add_subplot()
@@ -131,11 +139,13 @@ def _against(comparison: Comparison, axis_of: Axis) -> Figure | None:
                 for row, place, (mean, low, high) in zip(parts, x, ends, strict=True):
                     look = style[row.label]
                     axis.plot([place, place], [low, high], color=look.colour, lw=3, alpha=0.4)
-                    axis.plot(place, mean, look.marker, color=look.colour, ms=7.5, label=row.label)
+                    face = look.colour if row.family in full else "none"
+                    axis.plot(place, mean, look.marker, color=look.colour, mfc=face, mew=1.6, ms=7.5, label=row.label)
             else:
                 marker = MARKERS[number % len(MARKERS)]
+                aside = (number - (len(series) - 1) / 2) * DODGE * (max(axis_of.places.values()) - min(axis_of.places.values()))
                 axis.errorbar(
-                    x, ends[:, 0], (ends[:, 0] - ends[:, 1], ends[:, 2] - ends[:, 0]),
+                    [place + aside for place in x], ends[:, 0], (ends[:, 0] - ends[:, 1], ends[:, 2] - ends[:, 0]),
                     color=colour, marker=marker, ms=6.5, lw=1.8, elinewidth=3, ecolor=(*matplotlib.colors.to_rgb(colour), 0.4),
                     label=name,
                 )  # fmt: skip
@@ -152,10 +162,14 @@ def _against(comparison: Comparison, axis_of: Axis) -> Figure | None:
         if len(axis.get_legend_handles_labels()[0]) > 1:
             legend(axis)
 
-    alt = f"{score} against {axis_of.title}: " + "; ".join(f"{axis_of.at(row):g} {row.mean:.3f} ({row.label})" for row in rows)
+    alt = f"{score} against {axis_of.title}: " + "; ".join(
+        f"{axis_of.at(row):g} {row.mean:.3f} ({_named(row, comparison)})" for row in rows
+    )
     note = _interval_note(rows)
     if axis_of.cost:
-        names = ", ".join(row.label for row in front)
+        names = ", ".join(_named(row, comparison) for row in front)
+        if len(budgets) > 1:
+            note += f" Full marks: at equal {full[0]}; hollow ones: at equal {' and '.join(budgets[1:])}."
         note += (
             f" The dashed line joins what nothing beats in both: {names}."
             if len(front) > 1
@@ -201,7 +215,10 @@ def _curves(comparison: Comparison) -> Figure | None:
         if len(comparison.labels) <= 12:
             legend(axis)
 
-    last = "; ".join(f"{label} {values.mean(0)[-1]:.4g}" for (_, label), (_, values) in series.items())
+    several = len(comparison.families) > 1
+    last = "; ".join(
+        f"{label}{f' [{budget}]' if several else ''} {values.mean(0)[-1]:.4g}" for (budget, label), (_, values) in series.items()
+    )
     note = "Velocity error of the averaged weights on validation clips."
     note += " Lines are means over seeds, bands reach from the lowest seed to the highest." if seeds > 1 else ""
     if len(comparison.families) > 1:
@@ -216,10 +233,10 @@ def _curve(log: Sequence[Mapping[str, float]], batch: int) -> dict[float, float]
 
 def _offsets(comparison: Comparison) -> Figure | None:
     """How far sound lies from picture, over the matched events of all seeds."""
-    lags = {
-        label: np.concatenate([np.asarray(run.per_clip().get("sync.lag_ms", ()), dtype=float) for run in group.values()])
-        for label, group in by_label(comparison.runs).items()
-    }
+    found: dict[str, list[Any]] = {}
+    for run in comparison.runs:
+        found.setdefault(run.label, []).append(np.asarray(run.per_clip().get("sync.lag_ms", ()), dtype=float))
+    lags = {label: np.concatenate(parts) for label, parts in found.items()}
     lags = {label: part for label, part in lags.items() if len(part)}
     if not lags or len(lags) > 12:
         return None
@@ -237,6 +254,7 @@ def _offsets(comparison: Comparison) -> Figure | None:
 
     alt = "Median offset: " + "; ".join(f"{label} {np.median(part):.0f} ms" for label, part in lags.items())
     note = "Matched onsets of sound and picture, 10 ms bins; the further from 0, the worse. Unmatched events are not in it."
+    note += " Runs of all budgets together." if len(comparison.families) > 1 else ""
     return draw("offsets", "Offsets between sound and picture", alt, note, WIDE, paint)
 
 

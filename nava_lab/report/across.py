@@ -66,6 +66,12 @@ class Across:
             return IN_PART
         return HOLDS if self.holds and not self.differs else SPLIT
 
+    @property
+    def said(self) -> str:
+        """The standing in a few words, for a table's cell."""
+        split = f"{self.holds}, signs differ" if self.holds else "no claim"
+        return {HOLDS: self.holds, SPLIT: split, IN_PART: "not judged at each", OPEN: "open"}.get(self.standing, "not judged")
+
 
 def across(contrasts: Sequence[Judged]) -> list[Across]:
     """Contrasts of all budgets, those between the same two together."""

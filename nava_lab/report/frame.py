@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from nava_lab.report.across import across
 from nava_lab.report.compare import Comparison
 from nava_lab.report.runs import Run, find_runs, flat, labelled
 
@@ -33,6 +34,7 @@ def runs_frame(runs: Sequence[Run]) -> pd.DataFrame:
 def contrasts_frame(comparison: Comparison) -> pd.DataFrame:
     """One row per contrast: who against whom, the mean paired difference with its t-interval, tests, outcome."""
     rows = []
+    said = {(one.first, one.against): one.said for one in across(comparison.contrasts)}
     for part in comparison.contrasts:
         mean, low, high = part.found.interval
         rows.append(
@@ -53,10 +55,11 @@ def contrasts_frame(comparison: Comparison) -> pd.DataFrame:
                 "p_equal": part.within.p if part.within else None,
                 "declared": comparison.declared,
                 "outcome": part.outcome,
+                "under_every_budget": said[part.found.first, part.against],
             }
         )
     columns = ["budget", "first", "second", "along", "score", "difference", "low", "high", "seeds", "p_sign_flip", "p_holm"]
-    return pd.DataFrame(rows, columns=[*columns, "margin", "p_no_worse", "p_equal", "declared", "outcome"])
+    return pd.DataFrame(rows, columns=[*columns, "margin", "p_no_worse", "p_equal", "declared", "outcome", "under_every_budget"])
 
 
 def write_frames(comparison: Comparison, folder: Path) -> list[Path]:

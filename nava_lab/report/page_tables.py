@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from nava_lab.report.across import across
 from nava_lab.report.compare import Comparison, OverSeeds
 from nava_lab.report.judge import Judged, signed
 from nava_lab.report.runs import Run
@@ -151,11 +152,13 @@ def contrasts(comparison: Comparison) -> tuple[list[Column], list[dict[str, Any]
     if not found:
         return [], [], ""
     several, score = len(comparison.families) > 1, comparison.headline
+    said = {(one.first, one.against): one.said for one in across(found)}
     reach = {bool(part.along): _reach([other for other in found if bool(other.along) == bool(part.along)]) for part in found}
     columns = [
         column("contrast"),
         *([column("budget")] if several else []),
         column("outcome"),
+        *([column("under every budget", help_="the claim that every budget bears out")] if several else []),
         column("difference", True),
         column("seeds", True),
         column("p", help_="sign-flip test, after Holm over the contrasts of this budget"),
@@ -172,6 +175,7 @@ def contrasts(comparison: Comparison) -> tuple[list[Column], list[dict[str, Any]
                 "cells": [
                     *([cell(part.family)] if several else []),
                     cell(part.outcome, small=_slightly(part, score), kind=f"outcome {part.outcome.split()[0]}"),
+                    *([cell(said[part.found.first, part.against])] if several else []),
                     cell(signed(mean, digits), mean, ends_),
                     cell(str(part.found.n), part.found.n),
                     cell(("<0.001" if part.p < 0.001 else f"{part.p:.3f}") if tested else "–", part.p if tested else ""),

@@ -155,13 +155,14 @@ def _said(group: Group, part: Judged, score: str, scored: str) -> str:
 def _size(group: Group, family: str, score: str) -> str:
     """How large the differences are at one budget."""
     parts = [part for one in group.members for part in one.parts if part.family == family]
-    digits = 3 if parts[0].along or not score.endswith("_ms") else 1
+    digits = 1 if score.endswith("_ms") else 3
+    unit = f" per 1 of {parts[0].along}" if parts[0].along else ""
     if len(parts) == 1:
-        return "{} [{}, {}]".format(*(signed(value, digits) for value in parts[0].found.interval))
+        return "{} [{}, {}]".format(*(signed(value, digits) for value in parts[0].found.interval)) + unit
     means = sorted(part.found.interval.mean for part in parts)
     worst = max(part.p for part in parts)
     test = f", each {p_value(worst)} or less" if parts[0].outcome in ("ahead", "behind") else ""
-    return f"{signed(means[0], digits)} to {signed(means[-1], digits)}{test}"
+    return f"{signed(means[0], digits)} to {signed(means[-1], digits)}{unit}{test}"
 
 
 def _tail(group: Group) -> str:
@@ -175,7 +176,7 @@ def _tail(group: Group) -> str:
         if len(outcomes) == 1:
             return ""
         if one.holds in outcomes and one.decided:
-            return f": the sign is the same at {every}, so the claim holds"
+            return f": the sign is the same at {every}, so being {one.holds} holds"
         return f": {_weaker(group)} holds at {every}"
     if one.differs and one.holds:
         return f": the sign differs, and only {_weaker(group)} holds at {every}"

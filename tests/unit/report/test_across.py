@@ -43,7 +43,7 @@ def test_being_equal_at_one_budget_is_no_verdict_while_the_other_has_none(tmp_pa
         (0.0, 0.0, ("equal", "equal"), "verdict", "is equal to align_fraction=0 in sync_auc within 0.02 at equal parameters and flops ("),
         (WIDE, WIDE, ("open", "open"), "undecided", "cannot be told from align_fraction=0 in sync_auc at equal parameters or flops ("),
         (0.2, 0.2, ("ahead", "ahead"), "verdict", "align_fraction=1 is ahead of align_fraction=0 in sync_auc at equal parameters and flops ("),
-        (-0.2, WIDE, ("behind", "open"), "verdict", "the sign is the same at both, so the claim holds."),
+        (-0.2, WIDE, ("behind", "open"), "verdict", "the sign is the same at both, so being behind holds."),
     ],
 )  # fmt: skip
 def test_every_budget_must_bear_a_claim_out(tmp_path, parameters, flops, outcomes, status, said):

@@ -438,6 +438,7 @@ def test_frames_hold_everything_and_survive_their_files(families, tmp_path):
         assert read["label"].tolist() == frame["label"].tolist()
     contrasts = contrasts_frame(found)
     assert contrasts["outcome"].tolist() == [part.outcome for part in found.contrasts]
+    assert contrasts["under_every_budget"].tolist()[:2] == ["ahead", "ahead"]
     assert pd.read_parquet(tmp_path / "contrasts.parquet")["p_holm"].tolist() == contrasts["p_holm"].tolist()
 
 
@@ -492,7 +493,10 @@ def test_a_lead_that_grows_along_a_setting_is_told_in_words_table_and_file(tmp_p
     assert slope.outcome == "ahead"
     assert slope.found.interval.mean == pytest.approx(0.1, abs=0.02)
     assert slope.p == pytest.approx(3 * 2 / 2**8)  # in one family with the others
-    assert "variant=unified gains on variant=dual_tower in sync_auc as density rises (+0.099 [+0.087, +0.111])." in found.summary
+    assert (
+        "variant=unified gains on variant=dual_tower in sync_auc as density rises (+0.099 [+0.087, +0.111] per 1 of density)."
+        in found.summary
+    )
     assert "is ahead of variant=dual_tower in sync_auc at all 2 levels (density=0.5 and 2)" in found.summary
     assert (
         "as density rises: +0.099 [+0.087, +0.111] per 1 of density (8 paired seeds, sign-flip p = 0.023 after Holm over 3 contrasts)"

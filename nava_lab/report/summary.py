@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from nava_lab.report.across import HOLDS, IN_PART, OPEN, SPLIT, Across, across
+from nava_lab.report.across import HOLDS, IN_PART, NOTHING, OPEN, SPLIT, Across, across
 from nava_lab.report.judge import Judged, p_value, signed
 
 SENTENCES = 5  # more of them are counted instead
@@ -42,7 +42,8 @@ def summarised(contrasts: Sequence[Judged], labels: Mapping[str, Collection[str]
     Args:
         labels: by budget, everything that was to be compared there, whatever became of its runs.
     """
-    asked = [one for one in across(contrasts) if one.judged]
+    declared = across(contrasts)
+    asked = [one for one in declared if one.judged]
     if len(asked) > 1 and all(one.standing == OPEN for one in asked):
         return f"None of {len(asked)} contrasts in {score} is decided{_at_any(asked[0])}.", []
     winner = _winner(contrasts, labels)
@@ -51,10 +52,10 @@ def summarised(contrasts: Sequence[Judged], labels: Mapping[str, Collection[str]
         budgets = [name for name in labels if name]
         lines = [f"{winner} is ahead of every other in {score}" + (f" at equal {_and(budgets)}." if budgets else ".")]
         told = [one for one in asked if one.parts[0].along or one.standing == SPLIT]
-    each = [_sentence(group, score) for group in _grouped(told, asked)]
+    each = [_sentence(group, score) for group in _grouped(told, declared)]
     if len(each) <= SENTENCES:
         return " ".join([*lines, *each]), []
-    return " ".join([*lines, _counted(asked, score)]), each
+    return " ".join([*lines, _counted(declared, score)]), each
 
 
 def _winner(contrasts: Sequence[Judged], labels: Mapping[str, Collection[str]]) -> str:
@@ -72,7 +73,7 @@ def _winner(contrasts: Sequence[Judged], labels: Mapping[str, Collection[str]]) 
     return winners.pop() if len(winners) == 1 else ""
 
 
-def _grouped(told: Sequence[Across], asked: Sequence[Across]) -> list[Group]:
+def _grouped(told: Sequence[Across], declared: Sequence[Across]) -> list[Group]:
     """Contrasts that came out alike together: first those of one pair at several levels, then those against one side."""
     by_pair: dict[tuple[str, str, tuple[str, ...]], list[Across]] = {}
     for one in told:
@@ -81,7 +82,7 @@ def _grouped(told: Sequence[Across], asked: Sequence[Across]) -> list[Group]:
     by_side: dict[tuple[str, str, tuple[str, ...]], list[tuple[str, list[Across]]]] = {}
     for (first, second, result), members in by_pair.items():
         levels = [level for level in (_own(one)[2] for one in members) if level]
-        alike = [one for one in asked if _own(one)[:2] == (first, second)]
+        alike = [one for one in declared if _own(one)[:2] == (first, second) and one.parts[0].along == result[0]]
         every = len(alike) == len(members) > 1 and len(members) == len(levels)
         at = f"all {len(levels)} levels ({_listed(levels)})" if every else _listed(levels)
         by_side.setdefault((second, at, result), []).append((first, members))
@@ -190,14 +191,15 @@ def _weaker(group: Group) -> str:
     )
 
 
-def _counted(asked: Sequence[Across], score: str) -> str:
+def _counted(declared: Sequence[Across], score: str) -> str:
     """How many contrasts came out how."""
-    counts = {name: sum(one.standing == name for one in asked) for name in (HOLDS, SPLIT, IN_PART, OPEN)}
-    several = len(asked[0].parts) > 1
-    said = [f"{counts[HOLDS]} of {len(asked)} contrasts in {score} are decided{' under every budget' if several else ''}"]
+    counts = {name: sum(one.standing == name for one in declared) for name in (HOLDS, SPLIT, IN_PART, OPEN, NOTHING)}
+    several = len(declared[0].parts) > 1
+    said = [f"{counts[HOLDS]} of {len(declared)} contrasts in {score} are decided{' under every budget' if several else ''}"]
     said += [f"{counts[SPLIT]} come out otherwise under another budget"] if counts[SPLIT] else []
     said += [f"{counts[IN_PART]} are judged under some budgets alone"] if counts[IN_PART] else []
     said += [f"{counts[OPEN]} are open"] if counts[OPEN] else []
+    said += [f"{counts[NOTHING]} could not be judged"] if counts[NOTHING] else []
     return ", ".join(said) + "."
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from nava_lab.config import from_file
 from nava_lab.report.again import study_commands
 from nava_lab.report.compare import Comparison, Family, concluded, ranked
-from nava_lab.report.front import confirmed_front
+from nava_lab.report.front import Design, confirmed_front
 from nava_lab.report.judge import Judged, all_pairs, corrected, judge, judge_slope, margin_of
 from nava_lab.report.runs import Run, by_label, differences, load_run, scores_by_seed
 from nava_lab.study import record
@@ -27,24 +27,7 @@ def compare_study(folder: Path) -> Comparison:
     runs, left_out = _confirmed(result)
     if not runs:
         raise record.BadRecord(f"{folder} has no finished confirmation run yet; `nava study` continues it")
-    varied = _varied(result)
-    two = bool(study.tuning and study.tuning.two_objectives)
-    families, contrasts, designs = [], [], []
-    for budget in study.budgets or ("",):
-        own = [run for run in runs if run.family == budget]
-        planned = [point.label for point in result.points if point.budget == budget]
-        families.append(Family(budget, own, differences(own, varied, priced=two), planned=planned))
-        if two:
-            found = {point.label: {key: point.settings[key] for key in _tuned_keys(result)} for point in result.points}
-            front, judged = confirmed_front(own, found, study.metric, result.higher_is_better, families[-1].differences, budget)
-            designs += front
-            contrasts.append(judged)
-        else:
-            contrasts.append(corrected(_judged(result, families[-1], varied)))
-    families = [
-        ranked(replace(family, contrasts=group), study.metric, result.higher_is_better)
-        for family, group in zip(families, contrasts, strict=True)
-    ]
+    families, designs = _families(result, runs)
     tuned = _tuned(result)
     unfair = unequal_tuning(tuned, study.seeds)
     if unfair:
@@ -56,7 +39,7 @@ def compare_study(folder: Path) -> Comparison:
         study.metric,
         result.higher_is_better,
         families,
-        declared=two or bool(study.contrasts),
+        declared=bool(designs or study.contrasts),
         question=study.question,
         without=study.origin.without,
         reservations=[*_unfinished(result), *_failed(result, runs, asked), *_at_bounds(result, contrasted)],
@@ -70,6 +53,25 @@ def compare_study(folder: Path) -> Comparison:
         front=designs,
     )
     return concluded(made)
+
+
+def _families(result: StudyResult, runs: Sequence[Run]) -> tuple[list[Family], list[Design]]:
+    """The runs under each budget with their contrasts, and the designs of a study with two objectives."""
+    study, varied = result.study, _varied(result)
+    two = bool(study.tuning and study.tuning.two_objectives)
+    families, designs = [], []
+    for budget in study.budgets or ("",):
+        own = [run for run in runs if run.family == budget]
+        planned = [point.label for point in result.points if point.budget == budget]
+        family = Family(budget, own, differences(own, varied, priced=two), planned=planned)
+        if two:
+            found = {point.label: {key: point.settings[key] for key in _tuned_keys(result)} for point in result.points}
+            front, contrasts = confirmed_front(own, found, study.metric, result.higher_is_better, family.differences, budget)
+            designs += front
+        else:
+            contrasts = corrected(_judged(result, family, varied))
+        families.append(ranked(replace(family, contrasts=contrasts), study.metric, result.higher_is_better))
+    return families, designs
 
 
 def _labelled(families: Sequence[Family], wanted: Callable[[Judged], bool]) -> set[str]:
@@ -169,11 +171,13 @@ def _unfinished(result: StudyResult) -> list[str]:
 def _failed(result: StudyResult, runs: Sequence[Run], asked: Collection[str]) -> list[str]:
     """Contrasted points of which seeds failed or have no score: to leave those out is to choose the seeds that went well."""
     lines, metric = [], result.study.metric
-    empty = {run.folder for run in runs if run.value(metric) is None}
+    scored = {run.folder: run.value(metric) for run in runs}
     for point in result.points if asked else ():
         planned = result.confirmations(point) if point.key in asked else []
         why = {run.seed: run.error or "no reason is known" for run in planned if run.state == "failed"}
-        why |= {run.seed: f"its clips have no {metric}" for run in planned if run.folder in empty}
+        for run in planned:
+            if run.state == "finished" and (run.folder is None or scored.get(run.folder) is None):
+                why[run.seed] = f"its clips have no {metric}" if run.folder in scored else "its record cannot be read"
         if not why:
             continue
         reasons = "; ".join(

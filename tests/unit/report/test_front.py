@@ -99,7 +99,7 @@ def test_a_front_is_concluded_and_not_refused_for_its_budgets(tmp_path):
         "front 3 has fallen off it: front 2 costs no more and is ahead."
     )
     assert found.findings[1].startswith(
-        "front 2 (variant.align_fraction 0.5, budget.parameters 1M): 200 M training FLOPs per clip, sync_auc 0.5"
+        "front 2 (variant.align_fraction 0.5, budget.parameters 1M): 200 M training FLOPs per clip, sync_auc 0.499 ["
     )
     assert found.findings[1].endswith("not beaten at its cost on 8 of 8 seeds.")
     assert "; by its mean front 2 beats it." in found.findings[2]

@@ -73,7 +73,8 @@ def test_a_studys_page_holds_what_conducts_it_again(tmp_path):
     page = Blocks(Path(write_page(compare([folder]), tmp_path / "page")).read_text())
     first, second = (line for line in page.pre if line.startswith("nava study"))
     name, _, edition, *overrides = shlex.split(first)[2:]
-    again = read_study(Path(name), edition, overrides)
+    again, root = read(Wish(Path(name), tuple(overrides), edition))
+    assert root == tmp_path
     assert folder_of(tmp_path, again) == folder_of(tmp_path, asked)
     (text,) = (block for block in page.pre if block.startswith("# How much"))
     saved = tmp_path / shlex.split(second)[-1]

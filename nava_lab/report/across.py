@@ -54,8 +54,11 @@ class Across:
         """
         if self.decided and not self.differs:
             return next(part.outcome for part in self.parts if part.outcome in DECIDED)
-        shown = (bool(self.judged) and all(getattr(part, side) for part in self.judged) for side in ("no_worse", "no_better"))
-        return {(True, True): "equal", (True, False): "no worse", (False, True): "no better"}.get(tuple(shown), "")
+        no_worse, no_better = (
+            bool(self.judged) and all(getattr(part, side) for part in self.judged) for side in ("no_worse", "no_better")
+        )
+        claims = {(True, True): "equal", (True, False): "no worse", (False, True): "no better"}
+        return claims.get((no_worse, no_better), "")
 
     @property
     def standing(self) -> str:

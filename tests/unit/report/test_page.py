@@ -77,7 +77,7 @@ def test_a_studys_page_holds_what_conducts_it_again(tmp_path):
     assert root == tmp_path
     assert folder_of(tmp_path, again) == folder_of(tmp_path, asked)
     (text,) = (block for block in page.pre if block.startswith("# How much"))
-    saved = tmp_path / shlex.split(second)[-1]
+    saved = tmp_path / shlex.split(second)[2]
     saved.write_text(text)
     from_file = read_study(saved)
     assert (from_file.points, from_file.seeds, from_file.tuning) == (asked.points, asked.seeds, asked.tuning)

@@ -86,10 +86,9 @@ def test_seven_seeds_give_none(tmp_path):
 
 
 def test_many_pairs_over_few_seeds_are_said_to_be_hopeless(tmp_path):
-    rng = np.random.default_rng(0)
-    for depth in (2, 4, 6, 8, 10):
+    for place, depth in enumerate((2, 4, 6, 8, 10)):
         for seed in range(8):
-            make_run(tmp_path, seed, 0.5 + 0.15 * rng.normal(), ("variant=unified", f"variant.depth={depth}"))
+            make_run(tmp_path, seed, 0.4 + 0.04 * ((3 * seed + place) % 8), ("variant=unified", f"variant.depth={depth}"))
     found = compare([tmp_path])
     assert (found.status, found.summary) == ("undecided", "None of 10 contrasts in sync_auc is decided.")
     assert any("after Holm no p can fall below 0.078. Declare fewer, or run 9 seeds" in line for line in found.findings)

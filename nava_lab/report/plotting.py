@@ -151,7 +151,8 @@ def plain_decades(axis: Axis) -> None:
 
 def legend(axis: Axes) -> None:
     handles, names = axis.get_legend_handles_labels()
-    once = dict(zip(names, handles, strict=True))
+    once = dict(reversed(list(zip(names, handles, strict=True))))  # of marks that share a name, the first
+    once = {name: once[name] for name in names}
     columns = 1 if max(map(len, once)) > 26 else min(3, len(once))
     axis.legend(once.values(), once.keys(), loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns)
 

@@ -224,8 +224,9 @@ def test_a_studys_page(browser, tmp_path):
     assert "How much of the depth should align?" in text
     assert "79 of 80 confirmation runs are finished (1 failed)." in text
     assert "PROVISIONAL" in text
-    reason = browser.find_element("css selector", "ul.why li").text
-    assert "at equal flops it is not (7 seeds, and a verdict needs 8)" in reason
+    failed, alone = (part.text for part in browser.find_elements("css selector", "ul.why li"))
+    assert "1 of 8 confirmation seeds failed (seed 3: the loss is nan)" in failed
+    assert "at equal flops it is not (7 seeds, and a verdict needs 8)" in alone
     assert "nava study depth_ratio.yaml" in text
     assert browser.find_elements("id", "figure-against_variant_align_fraction")
     assert browser.find_elements("id", "figure-importance")

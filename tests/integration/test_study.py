@@ -92,7 +92,9 @@ def trained(folder):
 def test_a_study_whose_workers_and_command_are_killed_ends_whole(tmp_path, monkeypatch, capsys):
     """Killed: first one worker of two in the middle of a training, then everything at once."""
     file = write(tmp_path, steps=40, seeds=1, tuning="sampler: tpe\n  trials: 2")
-    file.write_text(file.read_text().replace("{low: 1e-3, high: 1e-2, log: true, steps: 2}", "[1e-3, 1e-2]"))
+    file.write_text(
+        file.read_text().replace("{low: 1e-3, high: 1e-2, log: true, steps: 2}", "{values: [1e-3, 1e-2], closed: both}")
+    )
     process = start(tmp_path, "--workers", 2)
     wait_for(lambda: list(tmp_path.glob("runs/*/checkpoints/*.ckpt")), process)
     os.kill(children(process)[0], signal.SIGKILL)

@@ -9,6 +9,7 @@ trials also settles who works on what; the only primitive needed is that a waiti
 - Beats are compared with the observer's own clock: machines need not agree on the time.
 - Where two attempts of a slot come to exist (two workers saw the same need), the one with the lower number counts.
 - A worker that was given up while it lived (paused, or cut off) learns so from its next beat, and ends its run.
+- What one worker at a time may do (to choose a point that nobody has) is a slot as well: the ``turn``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from optuna.trial import FrozenTrial, TrialState
 SLOT, WORKER, BEAT, ERROR = "slot", "worker", "beat", "error"
 FIXED = "fixed_params"  # what Optuna keeps of a trial that was enqueued with parameters
 BEATS_PER_LEASE = 6
+TURN, TURN_POLL_S = "turn", 0.05
 
 
 def this_worker() -> str:
@@ -90,11 +93,21 @@ class Board:
         lock: a file whose lock keeps workers of one file system from adding the same slot at once (a courtesy: a doubled
             attempt is sorted out all the same).
         lease_s: seconds without a beat after which an attempt is given up.
+        is_there: whether what an ended attempt left behind is still there. Asked when the board is made alone: what ends
+            meanwhile may come late over a network's file system.
     """
 
-    def __init__(self, study: optuna.Study, lock: Path, lease_s: float = 60.0):
+    def __init__(
+        self,
+        study: optuna.Study,
+        lock: Path,
+        lease_s: float = 60.0,
+        is_there: Callable[[FrozenTrial], bool] = lambda trial: True,
+    ):
         self.study, self.lock, self.lease_s = study, lock, lease_s
         self._seen: dict[int, tuple[Any, float]] = {}
+        ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        self._gone = {trial._trial_id for trial in ended if SLOT in trial.user_attrs and not is_there(trial)}
 
     def slots(self) -> dict[str, Slot]:
         """Every slot that was ever added."""
@@ -108,7 +121,8 @@ class Board:
         def first(*states: TrialState) -> FrozenTrial | None:
             return next((trial for trial in attempts if trial.state in states), None)
 
-        if (trial := first(TrialState.COMPLETE)) is not None:
+        # The last that ended: one before it was made again because what it left behind was gone.
+        if (trial := next((trial for trial in reversed(attempts) if self._is_done(trial)), None)) is not None:
             return Slot(name, "finished", trial, attempts)
         if (trial := first(TrialState.PRUNED)) is not None:
             return Slot(name, "pruned", trial, attempts)
@@ -116,6 +130,9 @@ class Board:
             return Slot(name, "running" if trial.state == TrialState.RUNNING else "waiting", trial, attempts)
         errors = [trial for trial in attempts if ERROR in trial.user_attrs]
         return Slot(name, "failed", errors[-1], attempts) if errors else Slot(name, "open", None, attempts)
+
+    def _is_done(self, trial: FrozenTrial) -> bool:
+        return trial.state == TrialState.COMPLETE and trial._trial_id not in self._gone
 
     def add(self, wanted: Mapping[str, Mapping[str, Any]], retry: Iterable[str] = ()) -> None:
         """Let every wanted slot (with its fixed parameters) have an attempt; failed ones in ``retry`` get a new one."""
@@ -176,7 +193,7 @@ class Board:
     def _is_doubled(self, name: str, number: int) -> bool:
         """Whether another attempt of the slot counts instead of attempt ``number``."""
         for trial in self.slots()[name].attempts:
-            done = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
+            done = self._is_done(trial) or trial.state == TrialState.PRUNED
             if done or (trial.number < number and trial.state in (TrialState.RUNNING, TrialState.WAITING)):
                 return True
         return False
@@ -267,6 +284,33 @@ class Claim:
     def release(self) -> bool:
         """Give the slot back: the next one to see it goes on where this one stopped."""
         return _finish(self.board.study, self._id, TrialState.FAIL)
+
+
+def turn_of(study_name: str) -> str:
+    """The Optuna study that holds the turn of a study's boards: their names begin with its folder."""
+    return f"{study_name.split('/')[0]}/{TURN}"
+
+
+@contextmanager
+def turn(of: Board) -> Iterator[None]:
+    """Wait for the turn among all workers of a study, and hold it.
+
+    It is as safe as claims are, being one: between machines that share nothing but the storage, and when its holder dies.
+    """
+    study = optuna.create_study(storage=of.study._storage, study_name=turn_of(of.study.study_name), load_if_exists=True)
+    board = Board(study, of.lock, of.lease_s)
+    while True:
+        board.give_up_dead()
+        board.add({TURN: {}})
+        claim = board.claim([TURN])
+        if claim is not None:
+            break
+        time.sleep(TURN_POLL_S)
+    with claim:
+        try:
+            yield
+        finally:
+            claim.release()
 
 
 def _point(trial: FrozenTrial) -> dict[str, Any]:

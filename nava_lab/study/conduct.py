@@ -103,7 +103,9 @@ def conduct(wish: Wish, tell: Tell) -> StudyResult:
     place = wish.storage or str(folder / JOURNAL)
     ledger = Ledger(study, folder, place, wish.lease_s)
     if apart := ledger.tell_apart():
-        tell(f"{folder}: {apart}, and what they were for is run again")
+        tell(f"{folder}: {apart}, and what they were for is run again (or found, where the very run is in {root})")
+    if gone := ledger.gone():
+        tell(f"{gone} that were finished before are gone from {root}: made again")
     if wish.retry_failed:
         tell(f"{ledger.retry_failed()} failed are tried again")
     counts = ledger.write().counts()

@@ -16,11 +16,13 @@ from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 
 from nava_lab.config import load
-from nava_lab.study.claims import BEAT, BEATS_PER_LEASE, ERROR, SLOT, WORKER, Board, Claim, Slot, is_dead
+from nava_lab.study.basis import basis_of
+from nava_lab.study.claims import BEAT, BEATS_PER_LEASE, ERROR, SLOT, WORKER, Board, Claim, Slot, is_dead, turn_of
 from nava_lab.study.grammar import StudyError
 from nava_lab.study.identity import code_fingerprint, variant_fingerprint
 from nava_lab.study.record import write_json
 from nava_lab.study.results import CONFIRMATION, NAME, TUNING, Choice, PlannedRun, StudyResult, as_json, front_point
+from nava_lab.study.run import state_of
 from nava_lab.study.spec import Point, Study
 from nava_lab.study.storage import open_storage
 from nava_lab.study.tuning import choose, direction, higher_is_better, sampler_of, slots_of, tuning_study, untunable
@@ -28,6 +30,10 @@ from nava_lab.study.tuning import choose, direction, higher_is_better, sampler_o
 RUN, VALUE = "run", "value"  # of an attempt, with the seed: the run's folder, and what came out of it
 CODE = "code"  # of an attempt: what code made it
 BUSY_S = 5.0
+
+
+class Changed(StudyError):
+    """The config or the data of a study are no longer what this worker began with."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +56,10 @@ def folder_of(root: Path, study: Study) -> Path:
 class Ledger:
     """A study's slots in their storage.
 
-    What other code made is told apart by its name: a trial's or confirmation's slot carries the code of the package and of
-    its variant, so a changed revision finds its own slots open, and a sampler learns from trials of its own code alone.
+    What other code, another config or other data made is told apart by its name: a trial's or confirmation's slot carries
+    the code of the package and of its variant, its resolved config and the data's version. So a changed revision, default or
+    folder of clips finds its own slots open, and a sampler learns from trials like its own alone. A slot whose run is gone
+    from the folder of runs when a worker comes counts as open.
 
     Args:
         study: what is to be done.
@@ -68,6 +76,7 @@ class Ledger:
         self._boards: dict[str, Board] = {}
         self._busy: dict[str, float] = {}
         self._codes: dict[str, str] = {}
+        self._bases: dict[str, str] = {}
 
     def code(self, point: Point) -> str:
         """What makes a point's runs: the package's code, its variants' code, and PyTorch (``identity.MADE_BY``)."""
@@ -78,9 +87,23 @@ class Ledger:
             self._codes[point.key] = "-".join([code_fingerprint(), *map(variant_fingerprint, names), torch.__version__])
         return self._codes[point.key]
 
+    def _basis(self, point: Point) -> str:
+        """The config and data of a point's runs, as this worker met them."""
+        if point.key not in self._bases:
+            self._bases[point.key] = basis_of(self.study, point)
+        return self._bases[point.key]
+
+    def check_unchanged(self, point: Point) -> None:
+        """Changed, where a run of the point would now be made by another config or of other data than its slot says."""
+        if basis_of(self.study, point) != self._basis(point):
+            raise Changed(
+                f"{self.folder}: the config or the data of {point.key} have changed since this worker began: the same command "
+                "starts what they change anew, and with the old ones back it goes on as before"
+            )
+
     def _mark(self, point: Point) -> str:
         """The end of the names of a point's slots and trials."""
-        return f" @{hashlib.sha256(self.code(point).encode()).hexdigest()[:8]}"
+        return f" @{hashlib.sha256(f'{self.code(point)}-{self._basis(point)}'.encode()).hexdigest()[:8]}"
 
     def board(self, point: Point | None) -> Board:
         """The slots of a point's tuning; of all confirmations for None."""
@@ -93,8 +116,22 @@ class Ledger:
             else:
                 assert self.study.tuning is not None
                 made = tuning_study(self.storage, key, self.study.tuning)
-            self._boards[key] = Board(made, self.folder / ".slots.lock", self.lease_s)
+            self._boards[key] = Board(made, self.folder / ".slots.lock", self.lease_s, self._is_there)
         return self._boards[key]
+
+    def _is_there(self, trial: FrozenTrial) -> bool:
+        """Whether every run that an ended attempt noted still has its record, made by this code."""
+        runs = [run for key, run in trial.user_attrs.items() if key.startswith(f"{RUN} ")]
+        return all(state_of(self.folder.parent.parent / run) == "finished" for run in runs)
+
+    def gone(self) -> int:
+        """How many finished slots are open again because their runs were deleted, or made anew by other code."""
+        return sum(
+            slot.state == "open" and any(trial.state == TrialState.COMPLETE for trial in slot.attempts)
+            for board in self._all_boards()
+            for name, slot in board.slots().items()
+            if not self._foreign(board, name)
+        )
 
     def tunings(self) -> dict[str, dict[str, Slot]]:
         """Slots of every point's tuning, by the point's key."""
@@ -176,7 +213,7 @@ class Ledger:
         return count
 
     def _foreign(self, board: Board, slot: str) -> bool:
-        """Whether a slot is of other code than this; a tuning's board as a whole is of one."""
+        """Whether a slot is of other code, config or data than this; a tuning's board as a whole is of one."""
         return board is self.board(None) and slot.rpartition(" @")[2] not in self._own_marks()
 
     def _own_marks(self) -> set[str]:
@@ -186,8 +223,9 @@ class Ledger:
         return {self._mark(point).removeprefix(" @") for point in points}
 
     def foreign(self) -> list[FrozenTrial]:
-        """Attempts that other code made, or makes: nothing of them is used here."""
+        """Attempts that other code, another config or other data made, or make: nothing of them is used here."""
         own, prefix = {board.study.study_name for board in self._all_boards()}, f"{self.folder.name}/"
+        own.add(turn_of(prefix))
         others = [name for name in optuna.get_all_study_names(self.storage) if name.startswith(prefix) and name not in own]
         found = [
             trial
@@ -202,30 +240,39 @@ class Ledger:
         ]
 
     def tell_apart(self) -> str:
-        """What of this study other code made, in words; StudyError while other code is still at it."""
+        """What of this study is of other code, config or data, in words; StudyError while such work is still being done."""
         running = self._running_elsewhere()
         if running:
             time.sleep(1.5 * self.lease_s / BEATS_PER_LEASE)
             alive = [
-                who for number, (who, beat) in self._running_elsewhere().items() if running.get(number, (who, beat))[1] != beat
+                trial
+                for number, trial in self._running_elsewhere().items()
+                if number not in running or running[number].user_attrs.get(BEAT) != trial.user_attrs.get(BEAT)
             ]
             if alive:
                 raise StudyError(
-                    f"{self.folder} is being worked at with other code ({alive[0]}): let it end, or take the same revision here"
+                    f"{self.folder} is being worked at with {self._unlike(alive[0])} ({alive[0].user_attrs[WORKER]}): let it "
+                    "end, or take the same revision, configs and data here"
                 )
-        ended = [trial for trial in self.foreign() if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-        return f"{len(ended)} of its trials and confirmations were made by other code: none is used" if ended else ""
+        ended = [self._unlike(trial) for trial in self.foreign() if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+        told = [f"{ended.count(what)} with {what}" for what in dict.fromkeys(ended)]
+        return f"of its trials and confirmations, {' and '.join(told)} were made: none is used" if told else ""
 
-    def _running_elsewhere(self) -> dict[int, tuple[str, Any]]:
-        """By attempt of other code whose worker is not known to be dead: that worker, and its last beat."""
+    def _unlike(self, trial: FrozenTrial) -> str:
+        """In what an attempt that is not of this study as it is now differs."""
+        own = {self.code(point) for point in self.study.points}
+        return "another config or other data" if trial.user_attrs.get(CODE) in own else "other code"
+
+    def _running_elsewhere(self) -> dict[int, FrozenTrial]:
+        """By number, the attempts of other code, config or data whose worker is not known to be dead."""
         return {
-            trial._trial_id: (trial.user_attrs[WORKER], trial.user_attrs.get(BEAT))
+            trial._trial_id: trial
             for trial in self.foreign()
             if trial.state == TrialState.RUNNING and WORKER in trial.user_attrs and not is_dead(trial.user_attrs[WORKER])
         }
 
     def _confirmation(self, point: Point, seed: int, tuned: Mapping[str, Any]) -> str:
-        """A confirmation's slot: settings that tuning chooses otherwise later are another one, and so is other code."""
+        """A confirmation's slot: settings that tuning chooses otherwise later are another one, and so is what its mark tells."""
         chosen = ", ".join(f"{key}={value}" for key, value in sorted(tuned.items()))
         return f"{point.key}, seed {seed}" + (f", {chosen}" if chosen else "") + self._mark(point)
 
@@ -261,7 +308,8 @@ class Ledger:
         self, slot: Slot, point: Point, phase: str, seed: int, number: int | None, tuned: Mapping[str, Any] | None = None
     ) -> PlannedRun:
         told = slot.trial or next(reversed(slot.attempts), None)
-        notes = told.user_attrs if told else {}
+        gone = told is not None and slot.trial is None and told.state == TrialState.COMPLETE
+        notes = told.user_attrs if told and not gone else {}
         run, value = notes.get(f"{RUN} {seed}"), notes.get(f"{VALUE} {seed}")
         state = {"open": "missing", "waiting": "missing"}.get(slot.state, slot.state)
         if slot.state in ("running", "pruned", "failed") and value is not None:

@@ -6,14 +6,18 @@ free to be fixed for all runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nava_lab.registry import nearest
-from nava_lab.study.grammar import StudyError, as_mapping, checked_keys
+from nava_lab.study.grammar import StudyError, as_mapping, checked_keys, override
+from nava_lab.study.layers import bundle, hides, is_bundle, settings_over, with_bundle
 from nava_lab.study.space import TUNING_FIELDS
 
-FIELDS = ("fixed", "vary", "seeds", "metric", "budgets", "tuning", "contrasts", "margins", "scaling", "optional", "editions")
+FIELDS = (
+    *("fixed", "vary", "seeds", "metric", "budgets", "without", "tuning", "contrasts", "margins", "scaling"),
+    *("optional", "editions"),
+)
 # What a study sets in every run itself, and where that is said instead.
 RESERVED = {
     "seed": "seeds=N gives the seeds",
@@ -38,13 +42,15 @@ def overridden(fields: Mapping[str, Any], overrides: Sequence[str], where: str) 
     Args:
         fields: of the study, edition included.
         overrides: ``seeds=3``, ``metric=loss``, ``tuning.FIELD=VALUE``, ``budgets=NAME`` (those budgets alone),
-            ``budgets.NAME.KEY=VALUE`` (a config key under one budget), or ``KEY=VALUE`` (a config key of all runs).
+            ``budgets.NAME.KEY=VALUE`` (a config key under one budget), or ``KEY=VALUE`` (a config key of all runs;
+            ``experiment=NAME`` stands for all keys that its file sets).
         where: names the file in messages.
     """
     from omegaconf import OmegaConf
 
     changed = {**fields, "fixed": dict(fields.get("fixed") or {})}
     fixed: dict[str, tuple[str, Any]] = {}  # config keys that were given, with the text that did
+    bundles: dict[str, tuple[str, Any]] = {}  # the same of options that set several keys
     for text in overrides:
         key, _, raw = text.partition("=")
         value = OmegaConf.to_container(OmegaConf.create(f"value: {raw}"))["value"]  # type: ignore[index, call-overload]
@@ -54,6 +60,10 @@ def overridden(fields: Mapping[str, Any], overrides: Sequence[str], where: str) 
             named = _budgets(changed, name, text, where)
             if not held:
                 raise StudyError(f"{text}: budgets.{name}.KEY=VALUE sets a config key under that budget")
+            if is_bundle(held):
+                raise StudyError(
+                    f"{text}: an option of {held} gives way to every key that {where} sets; give its keys one by one"
+                )
             changed["budgets"] = {**named, name: {**as_mapping(named[name] or {}, f"{where}: budgets.{name}"), held: value}}
             fixed[text] = (held, value)
         elif field == "budgets":
@@ -66,9 +76,18 @@ def overridden(fields: Mapping[str, Any], overrides: Sequence[str], where: str) 
             changed[field] = value
         elif field in FIELDS:
             raise StudyError(f"{text}: edit {field} in {where}; seeds, metric, budgets and tuning.* can be given here")
+        elif is_bundle(key):
+            bundles[text] = (key, value)
         else:
             changed["fixed"][key] = value
             fixed[text] = (key, value)
+    own = [key for key, _ in fixed.values()]
+    for text, (group, name) in bundles.items():
+        changed["fixed"] = with_bundle(changed["fixed"], group, name, own)
+        fixed[text] = (group, name)
+        for key, value in bundle(group, name).items():
+            if not any(hides(part, None, key, value) for part in own):
+                fixed[f"{text} (its {override(key, value)})"] = (key, value)
     for text, (key, value) in fixed.items():
         _check_free(text, key, value, changed, where)
     return changed
@@ -84,50 +103,13 @@ def _budgets(fields: Mapping[str, Any], name: str, text: str, where: str) -> dic
 
 def _check_free(text: str, key: str, given: Any, fields: Mapping[str, Any], where: str) -> None:
     """Refuse an override that some runs would not follow, naming what they follow instead."""
-    for place, setting, value, remedy in _set_elsewhere(fields):
-        if place.startswith("budgets.") and text.startswith("budgets."):
+    for part in settings_over(fields):
+        if part.place.startswith("budgets.") and text.startswith("budgets."):
             continue
-        if _hides(setting, value, key, given):
-            raise StudyError(f"{text} would be ignored where {where} says {place}: {remedy.format(key=key)}")
+        if hides(part.key, part.value, key, given):
+            raise StudyError(f"{text} would be ignored where {where} says {part.place}: {part.remedy.format(key=key)}")
     if told := reserved(key):
         raise StudyError(f"{text} would be ignored: {told}")
-
-
-def _set_elsewhere(fields: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, str]]:
-    """(place, key, value, remedy) of everything that is laid over what is fixed."""
-    budgets = fields.get("budgets")
-    for name, held in budgets.items() if isinstance(budgets, Mapping) else ():
-        for key, value in held.items() if isinstance(held, Mapping) else ():
-            yield (
-                f"budgets.{name}.{key}",
-                key,
-                value,
-                f"give budgets.{name}.{{key}}=VALUE, or leave that budget out with budgets=NAME",
-            )
-    vary = fields.get("vary")
-    for grid in vary if isinstance(vary, list) else [vary]:
-        for axis, levels in grid.items() if isinstance(grid, Mapping) else ():
-            if isinstance(levels, Mapping):
-                for name, settings in levels.items():
-                    for key, value in settings.items() if isinstance(settings, Mapping) else ():
-                        yield f"vary.{axis}.{name}.{key}", key, value, "edit the level there"
-            else:
-                values = levels if isinstance(levels, list) else []
-                mapping = next((value for value in values if isinstance(value, Mapping)), None)
-                yield f"vary.{axis}", axis, mapping, "it varies {key}, so it cannot be fixed"
-    tuning = fields.get("tuning")
-    space = tuning.get("space") if isinstance(tuning, Mapping) else None
-    for key in space if isinstance(space, Mapping) else ():
-        yield f"tuning.space.{key}", key, None, "edit the space there, or give tuning=null with it to tune nothing"
-
-
-def _hides(setting: str, value: Any, key: str, given: Any) -> bool:
-    """Whether a setting that comes later replaces a key that was given, or a part of it: ``a.b`` is a part of ``a={b: 1}``."""
-    first, later = (name.lstrip("+~").replace("/", ".") for name in (key, setting))
-    if first == later:
-        return True
-    inner, outer, held = (later, first, given) if len(later) > len(first) else (first, later, value)
-    return inner.startswith(f"{outer}.") and isinstance(held, Mapping)
 
 
 def reserved(key: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from nava_lab.budget.measure import Cost
 from nava_lab.budget.solve import Solution
@@ -28,7 +29,7 @@ from nava_lab.study.run import device_of, prepared
 from nava_lab.study.space import VALIDATION_LOSS
 from nava_lab.study.spec import Point, Study
 from nava_lab.study.statistics import SEEDS_FOR_A_VERDICT, too_many
-from nava_lab.study.tuning import slots_of
+from nava_lab.study.tuning import prunes_little, slots_of
 
 CORNERS = 32  # of the tuned space that are built for every point
 START_S = 3.0  # of a run, besides steps and samples: building, bootstrapping scores, writing
@@ -95,11 +96,11 @@ class Plan:
     @property
     def warnings(self) -> list[str]:
         """What the plan cannot answer, a sentence each, before anything is computed."""
-        seeds, found = len(self.study.seeds), []
+        seeds, tuning = len(self.study.seeds), self.study.tuning
+        found = [told] if tuning and (told := prunes_little(tuning)) else []
         if seeds < SEEDS_FOR_A_VERDICT:
-            return [f"{seeds} seeds: exploratory, a verdict takes {SEEDS_FOR_A_VERDICT}"]
+            return [*found, f"{seeds} seeds: exploratory, a verdict takes {SEEDS_FOR_A_VERDICT}"]
         for budget in self.study.budgets:
-            tuning = self.study.tuning
             each = tuning.front if tuning and tuning.two_objectives else 1
             labels = each * sum(point.budget == budget for point in self.study.points)
             declared = sum(part.budget == budget for part in self.study.contrasts)
@@ -152,7 +153,7 @@ def plan_of(study: Study, root: Path, timed: bool, threads: int | None = None) -
         timed: whether to find out how long runs take.
         threads: torch threads that each worker will have; None for as many as now.
     """
-    finished = _finished(root) if timed else []
+    finished = finished_runs(root) if timed else []
     points: list[PlannedPoint] = []
     for point in study.points:
         (config, built), (cheap, least) = _built(study, point)
@@ -200,18 +201,41 @@ def _check(study: Study, point: Point, config: Config) -> None:
         raise StudyError(f"{where}: a pruner needs a run in one process (or trainer.strategy=ddp_fork): set pruner: none")
 
 
-def _finished(root: Path) -> list[Mapping[str, Any]]:
-    found: list[Mapping[str, Any]] = []
+@dataclass(frozen=True)
+class Finished:
+    """A finished run as far as its speed tells that of others: its record and its config."""
+
+    record: Mapping[str, Any]
+    config: Mapping[str, Any]
+
+    def is_like(self, config: Config, built: Parts) -> bool:
+        """Whether a step of it took the work of this config's: the same cost of a clip, batch, attention and machine."""
+        made, size = self.record, built.solution.size
+        return (
+            (made["variant"], made["world"]) == (config.variant.name, config.world.name)
+            and made["size"] == {"width": size.width, "hidden": size.hidden}
+            and made["flops_per_sample"] == built.solution.cost.flops_per_sample
+            and made["samples_seen"] == made["steps"] * config.training.batch_size
+            and made["evaluation"].get("device") == str(device_of(config))
+            and all(self.config.get(group) == config.resolved[group] for group in ("trainer", "attention"))
+            and not made.get("machines")  # continued elsewhere
+            and not made.get("stacked_with")  # whose time is a share of several seeds'
+        )
+
+
+def finished_runs(root: Path) -> list[Finished]:
+    found: list[Finished] = []
     for path in sorted(root.glob(f"*/{record.NAME}")):
         try:
-            found.append(record.read(path.parent))
-        except record.BadRecord:
+            config: Any = yaml.safe_load(path.with_name("config.yaml").read_text(encoding="utf-8"))
+            found.append(Finished(record.read(path.parent), config))
+        except (record.BadRecord, OSError):
             continue
     return found
 
 
-def expect(config: Config, built: Parts, finished: Sequence[Mapping[str, Any]], threads: int | None) -> Expected:
-    """One run's time: steps by the speed of finished runs of this size, or else of a few steps; samples by a few batches."""
+def expect(config: Config, built: Parts, finished: Sequence[Finished], threads: int | None) -> Expected:
+    """One run's time: steps by the speed of finished runs like it, or else of a few steps; samples by a few batches."""
     if config.trainer.accelerator == "cuda" and not torch.cuda.is_available():
         return Expected(None, "no GPU here")
     before = torch.get_num_threads()
@@ -221,15 +245,9 @@ def expect(config: Config, built: Parts, finished: Sequence[Mapping[str, Any]], 
     finally:
         torch.set_num_threads(before)
     training, scoring = config.training, config.evaluation
-    size = built.solution.size
-    alike = [
-        made["wall_time_s"] / made["steps"]
-        for made in finished
-        if (made["variant"], made["world"]) == (config.variant.name, config.world.name)
-        and made["size"] == {"width": size.width, "hidden": size.hidden}
-        and made["samples_seen"] == made["steps"] * training.batch_size
-    ]
-    source = f"speed of {len(alike)} finished runs" if alike else "3 steps tried now"
+    alike = [made.record["wall_time_s"] / made.record["steps"] for made in finished if made.is_like(config, built)]
+    beside = "with as many workers at once as they had"
+    source = f"speed of {len(alike)} finished runs, {beside}" if alike else "3 steps tried now"
     seconds = training.steps * (statistics.median(alike) if alike else step)
     if not alike:  # what finished runs' time holds already
         seconds += training.validations * training.validation_clips * forward

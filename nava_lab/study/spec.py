@@ -30,6 +30,7 @@ from typing import Any
 
 from nava_lab.registry import nearest
 from nava_lab.study.grammar import StudyError, as_mapping, checked_keys, is_number, number, override, seeds_of, shown, whole
+from nava_lab.study.layers import check_layers
 from nava_lab.study.overrides import FIELDS, merged, overridden, reserved
 from nava_lab.study.space import Tuning, tuning_of
 
@@ -100,7 +101,8 @@ class Origin:
         file: as it was named.
         storage: the database's URL, without its password, or the journal's path; empty for the journal in the study's folder.
         overrides: what was said on top of it.
-        without: the budgets that it declares and the overrides took away.
+        without: the budgets that the file declares, and its edition or the overrides took away; of a file that was saved
+            from such a study, what its field ``without`` says.
     """
 
     file: str = ""
@@ -186,15 +188,20 @@ def read_study(
     fields = as_mapping(plain, f"{file}")
     checked_keys(fields, FIELDS, str(file))
     editions = as_mapping(fields.pop("editions", None) or {}, f"{file}: editions")
+    declared = dict(as_mapping(fields.get("budgets") or {}, f"{file}: budgets"))
     if edition:
         if edition not in editions:
             raise StudyError(
                 f"{file} has no edition {edition}; {nearest(edition, list(editions)) if editions else 'it has none'}"
             )
         fields = merged(fields, as_mapping(editions[edition], f"{file}: editions.{edition}"), f"{file}: editions.{edition}")
-    declared = fields.get("budgets") or {}
+    declared |= as_mapping(fields.get("budgets") or {}, f"{file}: budgets")
     fields = overridden(fields, overrides, str(file))
-    origin = Origin(str(file), tuple(overrides), tuple(name for name in declared if name not in fields["budgets"]))
+    lost = [name for name in declared if name not in (fields.get("budgets") or {})]
+    if lost:  # it goes with the fields, so that what is saved of them still knows it
+        fields["without"] = list(dict.fromkeys([*_left_out(fields, str(file)), *lost]))
+    check_layers(fields, str(file))
+    origin = Origin(str(file), tuple(overrides))
     return study_of(fields, file.stem, edition, first.lstrip("# ").strip(), str(file), here, origin=origin)
 
 
@@ -232,6 +239,7 @@ def study_of(
         raise StudyError(f"{where}: seeds and tuning.seeds share {sorted(set(tuning.seeds) & set(seeds))}; confirm on fresh ones")
     margins = as_mapping(fields.get("margins") or {}, f"{where}: margins")
     margins = {score: number(value, f"{where}: margins.{score}", above=0) for score, value in margins.items()}
+    origin = dataclasses.replace(origin, without=tuple(dict.fromkeys([*origin.without, *_left_out(fields, where)])))
     return Study(
         name,
         edition,
@@ -249,6 +257,16 @@ def study_of(
         dict(fields),
         origin,
     )
+
+
+def _left_out(fields: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """The budgets under which the question is also asked, and here is not."""
+    named = fields.get("without") or []
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise StudyError(f"{where}: without must list the names of budgets that are left out, such as [flops]")
+    if there := [name for name in named if name in (fields.get("budgets") or {})]:
+        raise StudyError(f"{where}: without names {there[0]}, which budgets has: leave it out of one of them")
+    return tuple(named)
 
 
 Level = tuple[str, Mapping[str, Any]]

@@ -16,7 +16,7 @@ from optuna.storages.journal._file import BaseJournalFileLock
 from nava_lab.study.grammar import StudyError
 
 JOURNAL = "journal.log"
-DRIVERS = {"postgresql": ("psycopg2", "psycopg"), "mysql": ("MySQLdb", "pymysql")}  # SQLAlchemy's default, and ours
+DRIVERS = {"postgresql": ("psycopg2", "psycopg"), "mysql": ("MySQLdb", "pymysql")}  # SQLAlchemy's default, and our extra's
 TRIES = 5
 
 
@@ -66,9 +66,9 @@ def open_storage(place: str) -> BaseStorage:
         try:
             return optuna.storages.get_storage(url)
         except ImportError as error:
-            raise StudyError(
-                f"--storage {_without_password(place)}: {error}; pip install 'nava-lab[postgresql]' or the driver"
-            ) from None
+            scheme = place.split("://")[0].split("+")[0]
+            extra = f"'nava-lab[{scheme}]'" if scheme in DRIVERS else "the driver"
+            raise StudyError(f"--storage {_without_password(place)}: {error}; pip install {extra}") from None
         except Exception as error:  # two workers may create the tables at once, and drivers share no error class
             if attempt == TRIES:
                 reason = str(error).splitlines()[0]

@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
-from filelock import FileLock
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.study import StudyDirection
 
 from nava_lab.registry import metrics, nearest
 from nava_lab.rng import stable_seed
-from nava_lab.study.claims import Claim, Slot
+from nava_lab.study.claims import Claim, Slot, turn
 from nava_lab.study.grammar import StudyError
 from nava_lab.study.results import Choice
 from nava_lab.study.space import VALIDATION_LOSS, Dimension, Tuning
@@ -37,6 +36,21 @@ def direction(up: bool) -> StudyDirection:
     return StudyDirection.MAXIMIZE if up else StudyDirection.MINIMIZE
 
 
+STARTUP = {"median": 4, "halving": 1}  # trials that end with a value before these pruners end any
+
+
+def prunes_little(tuning: Tuning) -> str:
+    """A sentence where a pruner has next to nothing left to end when it begins; else empty."""
+    first = STARTUP.get(tuning.pruner, 0)
+    if not first or tuning.trials > first + 1:
+        return ""
+    several = "trials have" if first > 1 else "trial has"
+    return (
+        f"pruner {tuning.pruner} ends nothing before {first} {several} ended, and a point has {tuning.trials}: set pruner: none, "
+        "or more trials (of a grid, more cells)"
+    )
+
+
 def slots_of(tuning: Tuning) -> dict[str, dict[str, Any]]:
     """A point's trials by name, with the parameters that are fixed beforehand: all of them in a grid, else none."""
     if tuning.sampler == "grid":
@@ -51,7 +65,7 @@ def tuning_study(storage: optuna.storages.BaseStorage, name: str, tuning: Tuning
     directions = [direction(higher_is_better(tuning.metric)), *([direction(False)] if tuning.two_objectives else [])]
     pruners: dict[str, Any] = {
         "none": optuna.pruners.NopPruner,
-        "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=4),
+        "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=STARTUP["median"]),
         "halving": optuna.pruners.SuccessiveHalvingPruner,
     }
     return optuna.create_study(
@@ -77,14 +91,14 @@ def suggest(claim: Claim, space: Sequence[Dimension]) -> dict[str, Any]:
     """The values that a claimed trial tries, by config key: no point that another slot has had, whatever the sampler says.
 
     Where all of the sampler's draws are taken (it has settled on a point of a small space), any other point is drawn: a trial
-    that repeats one would be the same run again, and buy nothing of the equal budget.
+    that repeats one would be the same run again, and buy nothing of the equal budget. Workers choose one after the other, on
+    whatever machines they are: the turn is the storage's, as claims are.
     """
     asked = {part.key: _distribution(part) for part in space}
-    with FileLock(claim.board.lock):
-        known = claim.fixed
-        if not set(asked) <= set(known):
-            claim.fix(_untried(claim, space, asked, known))
-        return {part.key: _suggested(claim.trial, part) for part in space}
+    if not set(asked) <= set(claim.fixed):  # a grid's slots, and those that are gone on with, know their point
+        with turn(claim.board):
+            claim.fix(_untried(claim, space, asked, claim.fixed))
+    return {part.key: _suggested(claim.trial, part) for part in space}
 
 
 def _untried(

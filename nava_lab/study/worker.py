@@ -22,9 +22,9 @@ from nava_lab.memory import keep_memory
 from nava_lab.study import record
 from nava_lab.study.claims import Claim
 from nava_lab.study.failures import in_words
-from nava_lab.study.grammar import override
+from nava_lab.study.grammar import StudyError, override
 from nava_lab.study.identity import run_name
-from nava_lab.study.ledger import RUN, VALUE, Ledger, Task
+from nava_lab.study.ledger import RUN, VALUE, Changed, Ledger, Task
 from nava_lab.study.multirun import in_own_process, re_executes
 from nava_lab.study.results import CONFIRMATION, TUNING, load_study
 from nava_lab.study.run import RunBusy, run
@@ -81,6 +81,9 @@ class Worker:
                 claim.release()
                 self.ledger.set_aside(task)
                 return
+            except Changed:
+                claim.release()
+                raise
             except Exception as error:  # whatever a part under development raises: its slot has failed, and others go on
                 counted = claim.fail(f"{type(error).__name__}: {' '.join(str(error).split())}"[:1500])
                 outcome = f"failed: {in_words(error)}" if counted else "taken over by another worker"
@@ -104,6 +107,7 @@ class Worker:
         claim, seed = task.claim, task.seeds[number]
         overrides = self.study.overrides(task.point, seed, tuned) + self._settings(task)
         config = load(overrides)
+        self.ledger.check_unchanged(task.point)
         folder = self.root / run_name(config.resolved, config.world.data_version())
         claim.note(f"{RUN} {seed}", folder.name)
         self.ledger.write()
@@ -175,6 +179,9 @@ def main(arguments: list[str]) -> None:
     worker = Worker(Ledger(load_study(folder).study, folder, place, lease_s), tell, lambda: os.getppid() != parent)
     try:
         worker.work()
+    except StudyError as error:
+        tell(f"worker {os.getpid()}: {error}")
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)  # whoever started it says what there is to say
 

@@ -141,8 +141,13 @@ def test_failures_are_counted_pruned_trials_told_and_retried_on_request(tmp_path
     file = write(tmp_path, 4, 1, "sampler: random\n  trials: 10\n  pruner: median\n  metric: validation/loss")
     broken = file.read_text().replace("high: 1e-2", "high: 1e+2").replace("vary: {variant.align_fraction: [0, 1]}", "vary: {}")
     file.write_text(broken.replace("contrasts: {against: {variant.align_fraction: 0}}", ""))
-    main(["study", str(file)])
+    status = 0
+    try:
+        main(["study", str(file)])
+    except SystemExit as ended:
+        status = ended.code
     result = only_study(tmp_path)
+    assert status == (2 if result.counts()["failed"] else 0)
     counts = result.counts("tuning")
     assert counts["pruned"] > 0
     assert counts["pruned"] + counts["failed"] + counts["finished"] == 10

@@ -55,6 +55,9 @@ def test_every_run_of_every_edition_composes(file, edition, monkeypatch):
     labels = {(point.label, point.budget) for point in study.points}
     pairs = [pair for part in study.contrasts for pair in (part.steps or [(0, part.first, part.second)])]
     assert {label for _, *both in pairs for label in both} <= {label for label, _ in labels}
+    if not (study.scaling or study.tuning.two_objectives):
+        assert set(study.budgets) == {"parameters", "flops"}  # a claim takes both
+    assert study.origin.without == ()  # and no edition asks for less
     if edition == "gpu":
         assert not plan.warnings  # seeds for a verdict, and enough of them for as many contrasts
     if study.scaling:

@@ -20,6 +20,7 @@ USAGE = """\
 
 def main(arguments: list[str]) -> None:
     from nava_lab.study.conduct import Wish, conduct, planned
+    from nava_lab.study.grammar import StudyError
 
     flags = {"--plan", "--retry-failed"}
     given = flags & set(arguments)
@@ -46,6 +47,9 @@ def main(arguments: list[str]) -> None:
     result = conduct(wish, tell)
     _print_end(result)
     _report(result)
+    counts = result.counts()
+    if counts["failed"]:
+        raise StudyError(f"{counts['failed']} of {sum(counts.values())} runs failed: --retry-failed tries them again")
 
 
 def _print_plan(plan: Plan, workers: int) -> None:

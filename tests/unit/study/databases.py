@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the tests' own, in a folder of theirs; skips where PostgreSQL is not installed."""
+"""Servers of the tests' own, in folders of theirs: PostgreSQL, and MariaDB for MySQL; skips where one is not installed."""
 
 import os
 import shutil
@@ -12,39 +12,37 @@ from pathlib import Path
 import pytest
 
 
-def _program(name):
-    places = [shutil.which(name), *sorted(map(str, Path("/usr/lib/postgresql").glob(f"*/bin/{name}")), reverse=True)]
-    return next((place for place in places if place and Path(place).exists()), None)
+def _program(*names, under="/usr/lib/postgresql"):
+    folders = [*sorted(map(str, Path(under).glob("*/bin")), reverse=True), "/usr/sbin", "/usr/local/sbin"]
+    places = [shutil.which(name, path=path) for name in names for path in (None, *folders)]
+    return next((place for place in places if place), None)
+
+
+def _own_place(folder, account, prefix):
+    """Where a server lives, and as whom it runs: not as root."""
+    if os.geteuid():
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        return Path(folder), {}
+    import pwd
+
+    try:
+        user = pwd.getpwnam(account)
+    except KeyError:
+        pytest.skip(f"the server does not run as root, and there is no user {account}")
+    place = Path(os.path.realpath(subprocess.check_output(["mktemp", "-d", f"/tmp/{prefix}-XXXXXX"], text=True).strip()))
+    os.chown(place, user.pw_uid, user.pw_gid)
+    return place, {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+
+
+def _free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 @contextmanager
-def postgresql(folder):
-    """The URL of a fresh, empty database."""
-    initdb, server = _program("initdb"), _program("postgres")
-    if not initdb or not server:
-        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
-    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'nava-lab[postgresql]'")
-    as_user = {}
-    if os.geteuid() == 0:  # the server refuses to run as root
-        import pwd
-
-        try:
-            user = pwd.getpwnam("postgres")
-        except KeyError:
-            pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
-        place = Path(os.path.realpath(subprocess.check_output(["mktemp", "-d", "/tmp/nava-pg-XXXXXX"], text=True).strip()))
-        os.chown(place, user.pw_uid, user.pw_gid)
-        as_user = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
-    else:
-        place = Path(folder)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    data = place / "data"
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": "/", **as_user}
-    subprocess.run([initdb, "-D", data, "-U", "nava", "-A", "trust", "--no-sync"], check=True, timeout=120, **quiet)
-    settings = ["-c", "fsync=off", "-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={place}", "-p", str(port)]
-    process = subprocess.Popen([server, "-D", data, *settings], **quiet)
+def _served(command, port, place, as_user, quiet, stop):
+    process = subprocess.Popen(command, **quiet)
     try:
         limit = time.monotonic() + 60
         while True:
@@ -55,9 +53,47 @@ def postgresql(folder):
                 assert process.poll() is None, "the server ended"
                 assert time.monotonic() < limit
                 time.sleep(0.1)
-        yield f"postgresql://nava@127.0.0.1:{port}/postgres"
+        yield
     finally:
-        process.send_signal(signal.SIGINT)  # does not wait for clients to leave
+        process.send_signal(stop)
         process.wait(30)
         if as_user:
             shutil.rmtree(place, ignore_errors=True)
+
+
+@contextmanager
+def postgresql(folder):
+    """The URL of a fresh, empty database."""
+    initdb, server = _program("initdb"), _program("postgres")
+    if not initdb or not server:
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'nava-lab[postgresql]'")
+    place, as_user = _own_place(folder, "postgres", "nava-pg")
+    port, data = _free_port(), place / "data"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": "/", **as_user}
+    subprocess.run([initdb, "-D", data, "-U", "nava", "-A", "trust", "--no-sync"], check=True, timeout=120, **quiet)
+    settings = ["-c", "fsync=off", "-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={place}", "-p", str(port)]
+    # SIGINT does not wait for clients to leave.
+    with _served([server, "-D", data, *settings], port, place, as_user, quiet, signal.SIGINT):
+        yield f"postgresql://nava@127.0.0.1:{port}/postgres"
+
+
+@contextmanager
+def mysql(folder):
+    """The same of MariaDB, which speaks as MySQL does."""
+    install, server = _program("mariadb-install-db"), _program("mariadbd")
+    if not install or not server:
+        pytest.skip("MariaDB is not installed: apt-get install mariadb-server")
+    pytest.importorskip("pymysql", reason="pymysql is not installed: pip install 'nava-lab[mysql]'")
+    place, as_user = _own_place(folder, "mysql", "nava-my")
+    port, data = _free_port(), place / "data"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": "/", **as_user}
+    (place / "begin.sql").write_text("CREATE DATABASE nava;\n")
+    # Its log begins small: by default 96 MB are written before the first query.
+    small = ["--innodb-log-file-size=8M", "--innodb-buffer-pool-size=16M", "--innodb-flush-log-at-trx-commit=0"]
+    plain = [f"--datadir={data}", "--auth-root-authentication-method=normal", "--skip-test-db", *small[:2]]
+    subprocess.run([install, "--no-defaults", *plain], check=True, timeout=120, **quiet)
+    settings = [f"--datadir={data}", f"--socket={place}/s", f"--port={port}", "--bind-address=127.0.0.1", *small]
+    settings += [f"--init-file={place}/begin.sql", "--skip-name-resolve", f"--pid-file={place}/pid", f"--log-error={place}/log"]
+    with _served([server, "--no-defaults", *settings], port, place, as_user, quiet, signal.SIGTERM):
+        yield f"mysql://root@127.0.0.1:{port}/nava"

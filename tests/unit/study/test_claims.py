@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -14,9 +15,9 @@ import pytest
 from optuna.trial import TrialState
 
 from nava_lab.registry import PACKAGE
-from nava_lab.study.claims import SLOT, WORKER, Board, Claim, is_dead, this_worker
+from nava_lab.study.claims import SLOT, TURN, WORKER, Board, Claim, is_dead, this_worker, turn, turn_of
 from nava_lab.study.storage import mend, open_storage
-from tests.unit.study.databases import postgresql
+from tests.unit.study.databases import mysql, postgresql
 
 STRESS = Path(__file__).with_name("stress.py")
 
@@ -166,6 +167,36 @@ def test_workers_killed_at_random_lose_and_double_nothing_in_a_journal(tmp_path)
 def test_workers_killed_at_random_lose_and_double_nothing_in_postgresql(tmp_path):
     with postgresql(tmp_path / "pg") as url:
         stress(url, tmp_path, slots=12, workers=2, kills=3)
+
+
+def test_workers_killed_at_random_lose_and_double_nothing_in_mysql(tmp_path):
+    with mysql(tmp_path / "my") as url:
+        stress(url, tmp_path, slots=8, workers=2, kills=2)
+
+
+def test_the_turn_is_held_by_one_and_given_back_by_the_dead(tmp_path):
+    """Two workers at two boards of a study, who share no lock of files."""
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    first, second = (board(tmp_path / "j", tmp_path / name, lease=0.6) for name in "ab")
+    held, waited = [], []
+
+    def wait():
+        with turn(second):
+            waited.append(len(held))
+
+    with turn(first):
+        other = threading.Thread(target=wait)
+        other.start()
+        time.sleep(0.9)  # longer than a lease: its holder beats
+        held.append(True)
+    other.join(20)
+    assert waited == [1]
+    study = optuna.load_study(study_name=turn_of(first.study.study_name), storage=first.study._storage)
+    study.enqueue_trial({}, user_attrs={SLOT: TURN, WORKER: dead_worker()})
+    assert study._storage.set_trial_state_values(study.trials[-1]._trial_id, TrialState.RUNNING)
+    wait()
+    assert waited == [1, 1]
 
 
 def test_a_storage_that_cannot_be_opened_says_so_without_its_password():

@@ -1,14 +1,18 @@
 """What a plan says before anything starts: every listed value is composed, the costliest run is priced, hopeless families are told."""
 
+import json
+
 import pytest
+import yaml
 
 from nava_lab.cli.commands.study import _costs
+from nava_lab.study import plan as plans
 from nava_lab.study.grammar import StudyError
-from nava_lab.study.plan import CORNERS, Plan, plan_of, settings_of
+from nava_lab.study.plan import CORNERS, START_S, Plan, plan_of, settings_of
 from nava_lab.study.spec import read_study
 
 STUDY = """# Does a plan tell what it will cost?
-fixed: {{world: gaussian, experiment: smoke, variant: unified, variant.depth: 2, logger: none}}
+fixed: {{world: gaussian, experiment: smoke, variant: unified, {depth}logger: none}}
 metric: cross_modal_use
 seeds: {seeds}
 vary: {{flow.text_dropout: {levels}}}
@@ -19,7 +23,8 @@ SIZES = "budget.parameters: [40_000, 80_000, 60_000]"
 
 
 def study(folder, space=SIZES, seeds=8, levels="[0.1]"):
-    (folder / "plan.yaml").write_text(STUDY.format(space=space, seeds=seeds, levels=levels))
+    depth = "" if "depth" in space else "variant.depth: 2, "
+    (folder / "plan.yaml").write_text(STUDY.format(space=space, seeds=seeds, levels=levels, depth=depth))
     return read_study(folder / "plan.yaml")
 
 
@@ -51,6 +56,45 @@ def test_the_costliest_run_is_priced_and_the_cheapest_told_beside_it(tmp_path):
     assert " to " in flops
     alike = plan_of(study(tmp_path, "training.lr: [1e-3, 2e-3, 3e-3]"), tmp_path, timed=False).points[0]
     assert " to " not in " ".join(_costs(alike))
+
+
+UNLIKE = {
+    "itself": {},
+    "of another depth": {"flops_per_sample": 1},
+    "of another size": {"size": {"width": 8, "hidden": 16}},
+    "at another batch": {"samples_seen": 1},
+    "on another device": {"evaluation": {"device": "cuda"}},
+    "in another precision": {"trainer": "precision"},
+    "on two devices": {"trainer": "devices"},
+    "by another attention": {"attention": "backend"},
+    "continued elsewhere": {"machines": [{}, {}]},
+    "stacked with other seeds": {"stacked_with": [1, 2]},
+}
+
+
+@pytest.mark.parametrize("how", UNLIKE)
+def test_a_run_takes_the_time_of_finished_runs_that_are_like_it_alone(tmp_path, monkeypatch, how):
+    monkeypatch.setattr(plans, "_speeds", lambda config, built: (1.0, 0.0))
+    asked = study(tmp_path, "training.lr: [1e-3, 2e-3]")
+    point = plan_of(asked, tmp_path, timed=False).points[0]
+    settings, cost, steps = dict(point.config.resolved), point.cost, point.config.training.steps
+    made = {
+        **{"schema": 1, "variant": "unified", "world": "gaussian", "steps": 10, "samples_seen": 10 * 8, "wall_time_s": 70.0},
+        **{"size": vars(point.solution.size), "flops_per_sample": cost.flops_per_sample, "evaluation": {"device": "cpu"}},
+    }
+    for key, value in UNLIKE[how].items():
+        if key in ("trainer", "attention"):
+            settings[key] = {**settings[key], value: "other"}
+        else:
+            made[key] = value
+    folder = tmp_path / "runs" / "unified-gaussian-s0-0"
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text(json.dumps(made))
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    expected = plan_of(asked, tmp_path / "runs", timed=True).points[0].expected
+    alike = how == "itself"
+    assert expected.seconds == pytest.approx(steps * (7.0 if alike else 1.0) + START_S)
+    assert expected.source.startswith("speed of 1 finished runs" if alike else "3 steps tried now")
 
 
 def test_a_family_that_no_seed_could_decide_is_told_before_it_is_run(tmp_path):

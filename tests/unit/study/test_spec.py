@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+import yaml
 
 from nava_lab.config import load
 from nava_lab.study.grammar import StudyError, override, shown
@@ -84,6 +85,8 @@ def test_an_edition_and_overrides_change_what_they_name_alone(file):
         ("against: {variant.align_fraction: 0}", "slopes: {variant.align_fraction: {variant.align_fraction: 0}}", "must vary together"),
         ("sampler: grid", "sampler: grid\n  pruner: median", "tuning: pruner median ends trials by the validation loss, and they are judged by cross_modal_use"),
         ("sampler: grid", "sampler: nsga2\n  pruner: median", "cannot be pruned"),
+        ("editions:\n", "without: flops\neditions:\n", "without must list the names of budgets"),
+        ("editions:\n", "without: [flops]\neditions:\n", "without names flops, which budgets has"),
         ("editions:\n", "scaling: {axis: variant.depth}\neditions:\n", "scaling.axis=variant.depth does not vary"),
     ],
 )  # fmt: skip
@@ -143,6 +146,60 @@ def test_a_key_that_some_levels_set_is_not_free(file, override, told):
     assert read_study(file, overrides=["variant=unified", "flow.weights={audio: 2}"]).fixed["variant"] == "unified"
 
 
+def test_an_experiment_stands_for_all_keys_that_it_sets(file):
+    """It holds over what the file fixes, gives way to what is given beside it, and is refused where something lies over it."""
+    with pytest.raises(
+        StudyError, match=r"experiment=smoke \(its budget.parameters=300000\) would be ignored where .* says budg"
+    ):
+        read_study(file, overrides=["experiment=smoke"])
+    file.write_text(GOOD.replace("{world: gaussian,", "{training.steps: 450, world: gaussian,").replace("0.5, 1]", "0.5]"))
+    text = file.read_text()
+    start, end = text.index("budgets:"), text.index("tuning:")
+    file.write_text(text[:start] + text[end:])
+    for overrides, steps in ((["experiment=smoke"], 20), (["experiment=smoke", "training.steps=7"], 7), (["training.steps=7", "experiment=smoke"], 7)):  # fmt: skip
+        study = read_study(file, overrides=overrides)
+        config = load(study.overrides(study.points[0], 0))
+        assert (config.training.steps, config.training.batch_size) == (steps, 8)
+    with pytest.raises(StudyError, match="experiment=smok: did you mean 'smoke'"):
+        read_study(file, overrides=["experiment=smok"])
+    file.write_text(file.read_text().replace("training.lr:", "training.batch_size:"))
+    with pytest.raises(StudyError, match=r"\(its training.batch_size=8\) would be ignored where .* says tuning.space"):
+        read_study(file, overrides=["experiment=smoke"])
+    file.write_text(GOOD)
+    with pytest.raises(StudyError, match="an option of experiment gives way to every key"):
+        read_study(file, overrides=["budgets.flops.experiment=smoke"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("fixed: {", "fixed: {training.lr: 0.01, ", "fixed.training.lr would be ignored where tuning.space.training.lr holds"),
+        ("fixed: {", "fixed: {budget.flops: 1e8, ", "fixed.budget.flops would be ignored where budgets.flops.budget.flops"),
+        ("fixed: {", "fixed: {variant.align_fraction: 1, ", "fixed.variant.align_fraction would be ignored where vary.variant.al"),
+        ("fixed: {", "fixed: {training: {lr: 0.01}, ", "fixed.training would be ignored where tuning.space.training.lr holds"),
+        ("{budget.parameters: 300_000}", "{variant.align_fraction: 1}", "budgets.parameters.variant.align_fraction would be ign"),
+        ("{budget.parameters: 300_000}", "{training.lr: 0.1}", "budgets.parameters.training.lr would be ignored where tuning"),
+        ("0.5, 1]}", "0.5, 1], a: {b: {variant.align_fraction: 0}}}", "vary.variant.align_fraction would be ignored where vary.a.b"),
+        ("0.5, 1]}", "0.5, 1], a: {b: {training.lr: 0}}}", "vary.a.b.training.lr would be ignored where tuning.space.training.lr"),
+        ("0.5, 1]}", "0.5, 1], experiment: [cut, smoke]}", "vary.experiment would set training.steps=20, and fixed.training.steps holds"),
+    ],
+)  # fmt: skip
+def test_a_file_hides_nothing_that_it_says_itself(file, old, new, told):
+    assert old in GOOD
+    text = GOOD.replace(old, new, 1)
+    file.write_text(text.replace("fixed: {", "fixed: {training.steps: 450, ", 1) if "experiment" in new else text)
+    with pytest.raises(StudyError) as error:
+        read_study(file)
+    assert told in str(error.value)
+
+
+def test_what_never_meets_in_a_run_may_set_the_same_key(file):
+    levels = "[{variant.align_fraction: [0, 0.5]}, {a: {b: {variant.align_fraction: 1}, c: {}}}]"
+    text = GOOD.replace("{variant.align_fraction: [0, 0.5, 1]}", levels).replace("{variant.align_fraction: 0}", "{}")
+    file.write_text(text.replace("fixed: {", "fixed: {experiment: smoke, "))  # an experiment is there to be refined
+    assert len(read_study(file).points) == 8
+
+
 def test_what_is_given_is_in_every_run_or_under_its_budget_alone(file):
     study = read_study(file, overrides=["budgets.parameters.budget.parameters=1_000_000", "tuning=null", "training.lr=1e-4"])
     told = {point.budget: load(study.overrides(point, 3)) for point in study.points}
@@ -150,6 +207,27 @@ def test_what_is_given_is_in_every_run_or_under_its_budget_alone(file):
     assert {config.training.lr for config in told.values()} == {1e-4}
     one = read_study(file, overrides=["budgets=flops", "world.rho=0.5"])
     assert {point.settings["budget.flops"] for point in one.points} == {1e8}
+
+
+@pytest.mark.parametrize(
+    ("edition", "overrides", "left"),
+    [("", [], ()), ("", ["budgets=flops"], ("parameters",)), ("half", [], ("flops",)), ("half", ["seeds=9"], ("flops",)), ("third", ["budgets=least"], ("parameters", "flops"))],
+)  # fmt: skip
+def test_a_budget_that_the_question_asks_for_is_remembered_whatever_took_it_away(file, tmp_path, edition, overrides, left):
+    """An edition, an override, or both; and by what is saved of such a study, to be run once more."""
+    half = "  half: {budgets: {parameters: {budget.parameters: 100_000}}}\n"
+    third = "  third: {budgets: {least: {budget.parameters: 50_000}}}\n"
+    file.write_text(GOOD + half + third)
+    study = read_study(file, edition, overrides)
+    assert study.origin.without == left
+    saved = tmp_path / "saved.yaml"
+    saved.write_text(f"# {study.question}\n" + yaml.safe_dump(dict(study.source)))
+    assert read_study(saved).origin.without == left
+    assert read_study(saved).source == study.source
+    folder = tmp_path / "runs" / "studies" / "ratio"
+    folder.mkdir(parents=True)
+    (folder / "study.json").write_text(json.dumps(as_json(StudyResult(study, folder, True, (), {}))))
+    assert load_study(folder).study == study
 
 
 @pytest.mark.parametrize("setting", ["seed: 3", "evaluation.split: validation", "output.root: x"])
@@ -161,7 +239,8 @@ def test_a_study_sets_no_seed_split_or_folder_of_its_runs(file, place, setting):
 
 
 def test_optional_levels_that_are_not_here_are_left_out_and_said(file):
-    file.write_text(GOOD.replace("[0, 0.5, 1]}", "[0, 1], variant: [unified, yet_to_come]}\noptional: [variant]"))
+    text = GOOD.replace(", variant: align_then_fuse}", "}")
+    file.write_text(text.replace("[0, 0.5, 1]}", "[0, 1], variant: [unified, yet_to_come]}\noptional: [variant]"))
     study = read_study(file, here=lambda settings: settings["variant"] == "unified")
     assert study.left_out == ("variant=yet_to_come",)
     assert {point.levels["variant"] for point in study.points} == {"unified"}
@@ -180,6 +259,7 @@ def test_named_levels_set_several_keys_and_grids_add_up(file):
 
 def test_a_slope_is_a_lead_along_an_axis_under_each_budget(file):
     text = GOOD.replace("{variant.align_fraction: [0, 0.5, 1]}", "{world.rho: [0.5, 0.9], variant: [unified, dual_tower]}")
+    text = text.replace(", variant: align_then_fuse}", "}")
     file.write_text(text.replace("{against: {variant.align_fraction: 0}}", "{slopes: {world.rho: {variant: dual_tower}}}"))
     study = read_study(file)
     steps = tuple((rho, f"rho={rho}, variant=unified", f"rho={rho}, variant=dual_tower") for rho in (0.5, 0.9))

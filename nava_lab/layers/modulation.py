@@ -103,10 +103,10 @@ class PerSpan:
         """One vector for each token."""
         return torch.cat([part.expand(-1, length, -1) for part, length in zip(self.parts, self.lengths, strict=True)], 1)
 
-    def __add__(self, other: Tensor | float) -> Tensor:
+    def __add__(self, other: Tensor | float | int) -> Tensor:
         return self.written_out() + other
 
-    def __mul__(self, other: Tensor | float) -> Tensor:
+    def __mul__(self, other: Tensor | float | int) -> Tensor:
         return self.written_out() * other
 
     __radd__, __rmul__ = __add__, __mul__

@@ -48,6 +48,8 @@ class Modulation(nn.Module):
 
     def forward(self, given: Given, spans: Spans) -> list[Vector]:
         source = given.levels if self.own else given.modulation
+        if untold := [name for name in spans.order if name not in source]:
+            raise ValueError(f"a block modulates {', '.join(untold)} by a noise level that level_input='none' tells nobody")
         alike = [list(run) for _, run in groupby(spans.order, lambda name: self._alike(name, source[name]))]
         each = [self.tables[run[0]](self._signal(source[run[0]])) for run in alike]
         if len(alike) == 1:

@@ -101,10 +101,14 @@ class Plan:
         if seeds < SEEDS_FOR_A_VERDICT:
             return [*found, f"{seeds} seeds: exploratory, a verdict takes {SEEDS_FOR_A_VERDICT}"]
         for budget in self.study.budgets:
-            each = tuning.front if tuning and tuning.two_objectives else 1
-            labels = each * sum(point.budget == budget for point in self.study.points)
-            declared = sum(part.budget == budget for part in self.study.contrasts)
-            told = too_many(declared if self.study.contrasts else labels * (labels - 1) // 2, seeds)
+            labels = sum(point.budget == budget for point in self.study.points)
+            if tuning and tuning.two_objectives:  # each design of a front against what costs no more
+                asked = tuning.front * labels - 1
+            elif self.study.contrasts:
+                asked = sum(part.budget == budget for part in self.study.contrasts)
+            else:
+                asked = labels * (labels - 1) // 2
+            told = too_many(asked, seeds)
             found += [f"at equal {budget}: {told}" if budget else told] if told else []
         return found
 

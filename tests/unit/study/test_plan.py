@@ -75,7 +75,7 @@ UNLIKE = {
 @pytest.mark.parametrize("how", UNLIKE)
 def test_a_run_takes_the_time_of_finished_runs_that_are_like_it_alone(tmp_path, monkeypatch, how):
     monkeypatch.setattr(plans, "_speeds", lambda config, built: (1.0, 0.0))
-    asked = study(tmp_path, "training.lr: [1e-3, 2e-3]")
+    asked = study(tmp_path, "training.lr: [1e-3, 2e-3, 3e-3]")
     point = plan_of(asked, tmp_path, timed=False).points[0]
     settings, cost, steps = dict(point.config.resolved), point.cost, point.config.training.steps
     made = {

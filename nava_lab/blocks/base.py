@@ -54,6 +54,14 @@ class Dims:
         """Whether these modalities could share weights."""
         return len({(self.widths[name], self.heads[name], self.hidden[name]) for name in names}) == 1
 
+    def one_size(self, names: Sequence[str]) -> None:
+        """Refuse modalities of different sizes in one row of tokens."""
+        if not self.same(names):
+            raise ValueError(
+                f"a joint block needs one width, head count and feed-forward width for all modalities, not {dict(self.widths)} "
+                f"and {dict(self.hidden)}; give the tower block different ones"
+            )
+
 
 @dataclass(frozen=True)
 class Given:

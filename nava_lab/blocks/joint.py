@@ -67,11 +67,7 @@ class JointBlock(nn.Module):
     def __init__(self, config: Joint, dims: Dims):
         super().__init__()
         names, keep = dims.names, set(config.per_modality)
-        if not dims.same(names):
-            raise ValueError(
-                f"a joint block needs one width, head count and feed-forward width for all modalities, not {dict(dims.widths)} "
-                f"and {dict(dims.hidden)}; give the tower block different ones"
-            )
+        dims.one_size(names)
         modulated = config.modulation != "none"
         self.modulation = Modulation(names, dims, "modulation" in keep, config) if modulated else None
         self.norm1 = Norms(names, dims, "norms" in keep, not modulated, config.norm)

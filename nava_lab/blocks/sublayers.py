@@ -72,6 +72,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, names: Sequence[str], dims: Dims, split: bool, traits: Traits) -> None:
         super().__init__()
+        dims.one_size(names)
         self.heads, self.head_dim = dims.heads[names[0]], dims.head_dim(names[0])
 
         def projection(name: str) -> nn.Module:

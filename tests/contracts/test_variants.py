@@ -6,6 +6,7 @@ from contextlib import suppress
 import pytest
 import torch
 
+from nava_lab.blocks.options import Traits
 from nava_lab.budget import Budget, measure, solve
 from nava_lab.budget.measure import owned
 from nava_lab.models.denoiser import Denoiser, count_parameters
@@ -278,6 +279,11 @@ def _number(value):
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def takes_layers(variant):
+    """Whether any of its blocks has the options that ``layers`` sets; a newcomer's may have none of them."""
+    return any(isinstance(stage.block, Traits) for stage in variant.stages())
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_no_dead_config_field(name):
     """Every value of every setting, nested ones too, changes the solved size, the parameters or the output, or is refused with
@@ -289,6 +295,10 @@ def test_no_dead_config_field(name):
         alive, dead, reasons = tried(deeper, key, field, value, None if key in DEEPER else plain)
         assert not dead or (_number(value) and alive), f"{name}.{key}={dead} changes nothing"
         assert all(len(reason) > 20 for reason in reasons)
+        if key.startswith("layers.") and not takes_layers(base):
+            assert not alive
+            assert any("no stage passes it on" in reason for reason in reasons), f"{name}.{key}: {reasons}"
+            continue
         for more in BESIDE.get(key, []):
             if not alive and {part.split(".")[0] for part in more} <= {part.name for part in dataclasses.fields(base)}:
                 with suppress(ValueError):  # it has nothing of the kind

@@ -137,6 +137,8 @@ class _Totals:
             1,
         )
         near = round(guess / grain) * grain
+        if near >= 1 and abs(self(width, near) - target) <= slope * grain / 2:  # its neighbours are further away
+            return near
         tries = (
             {max(1, near + shift * step) for step in (grain, 1) for shift in (-1, 0, 1)}
             if grain > 1

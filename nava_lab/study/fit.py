@@ -21,7 +21,7 @@ from nava_lab.rng import stable_seed
 from nava_lab.study.build import Parts, network, parts
 from nava_lab.study.warm import start_warm
 from nava_lab.training.averaging import averaging
-from nava_lab.training.callbacks import MetricsLog, Progress, checkpoints
+from nava_lab.training.callbacks import MetricsLog, Progress, broken, checkpoints
 from nava_lab.training.data import WorldData
 from nava_lab.training.log import read_log
 from nava_lab.training.loggers import finish_loggers, make_logger
@@ -98,6 +98,8 @@ def train(config: Config, built: Parts, folder: Path, tell: Tell = print, watche
         sit_down(folder, config, newest)
     fit(trainer, module, WorldData(config.world, config.training, config.seed), newest)
     weights = {name: full(part) for name, part in module.network.state_dict().items()}  # of shards, all processes must ask
+    if not all(bool(part.isfinite().all()) for part in weights.values()):  # of the last step: no later loss tells of it
+        raise FloatingPointError(broken(trainer.global_step))
     if trainer.is_global_zero:
         save_weights(folder / "model.safetensors", weights, clock.about(0, trainer.global_step))
 

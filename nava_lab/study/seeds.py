@@ -295,6 +295,7 @@ def train_together(group: Sequence[Seed], start: Mapping[int, Path], how: Sittin
             tell(f"{run.folder.name}: continuing from {start[run.seed].name}")
         sit_down(run.folder, run.config, start.get(run.seed))
     fit(trainer, module, StackedData(config.world, config.training, seeds), newest)
+    module.note_broken_weights()  # of the last step: no later loss tells of it
     state = {name: part.cpu() for name, part in module.network.state_dict().items()}
     for number, run in enumerate(group):
         if run.seed not in module.fallen:

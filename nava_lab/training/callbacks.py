@@ -172,11 +172,16 @@ class Checkpoints(Checkpoint):
     def check(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse to save weights that are no numbers."""
         if not finite(trainer, pl_module):
-            raise FloatingPointError(f"weights are infinite or not a number at step {trainer.global_step}")
+            raise FloatingPointError(broken(trainer.global_step))
 
     def kept_in(self) -> Sequence[Path]:
         """The folders that old checkpoints are taken from."""
         return [self.folder]
+
+
+def broken(step: int) -> str:
+    """What is to be said of weights that are no numbers."""
+    return f"weights are infinite or not a number at step {step}"
 
 
 def finite(trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:

@@ -178,6 +178,23 @@ def test_a_seed_that_falls_takes_no_other_with_it(at_once, singles, tmp_path):
     assert max(line["step"] for line in read_log(broken / "metrics.jsonl")) <= 5
 
 
+class BreakTheLastStep(pl.Callback):
+    """Spoils one seed's last gradient."""
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        if trainer.global_step == trainer.max_steps - 1:
+            next(part for part in pl_module.network.parameters() if part.grad is not None).grad[1] = float("nan")
+
+
+def test_a_seed_that_falls_in_the_last_step_is_not_finished(tmp_path):
+    with pytest.raises(RunFailed, match=r"1 of 2 seeds failed: .*-s5-.*infinite or not a number at step 12"):
+        together("unified", tmp_path, 1, [BreakTheLastStep()])
+    whole, fallen = (folder_of(tmp_path, seed) for seed in SEEDS)
+    assert (whole / "record.json").exists()
+    assert not (fallen / "model.safetensors").exists()
+    assert not (fallen / "record.json").exists()
+
+
 def test_a_multirun_stacks_the_seeds_of_every_combination(singles, tmp_path):
     told = []
     command = [*overrides("unified", tmp_path), "seeds=3,5"]

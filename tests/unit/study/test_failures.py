@@ -79,6 +79,25 @@ def test_a_failure_says_where_the_run_is_and_what_to_do(name, tmp_path, unbroken
         assert mine[-50_000:] == other[-50_000:], file  # the head of a safetensors file tells the seconds
 
 
+class Spoil(pl.Callback):
+    """A gradient that is no number, in one step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        if trainer.global_step == self.step - 1:
+            next(part for part in module.parameters() if part.grad is not None).grad.fill_(float("nan"))
+
+
+def test_a_last_step_that_breaks_the_weights_ends_no_run(tmp_path):
+    """Its own loss is of the weights before it, and no later one tells."""
+    with pytest.raises(RunFailed, match=r"weights are infinite or not a number at step 8; its state is safe at step 6"):
+        running.run(load([*SMALL, f"output.root={tmp_path}"]), lambda message: None, [Spoil(8)])
+    assert [path.name for path in tmp_path.glob("*/*.json") if path.name in ("record.json", "failed.json")] == ["failed.json"]
+    assert not list(tmp_path.glob("*/model.safetensors"))
+
+
 def test_a_command_ends_without_a_traceback_and_not_with_zero(tmp_path, monkeypatch, capsys):
     """Also where memory runs out in scoring: then the training is done, and smaller batches score it to the same numbers."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,10 +9,9 @@ import torch
 
 from nava_lab.config import Config
 from nava_lab.study import record
-from nava_lab.training.saved import numbered
+from nava_lab.training.saved import FULL, numbered
 
 SPEAKING = (ValueError, ArithmeticError, OSError, RuntimeError, MemoryError)  # errors whose message says it all
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class RunFailed(RuntimeError):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,6 +21,7 @@ from torch import Tensor
 SUFFIX = ".ckpt"
 ABOUT = "about.pt"  # of a folder: everything that is no tensor, and where the tensors belong
 SHARD = ".distcp"
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Tell = Callable[[str], None]
 Keys = tuple[str | int, ...]
@@ -47,9 +49,9 @@ def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
         with temporary.open("wb") as file:
             try:
                 write(file)
-            except RuntimeError as error:  # how torch's writer of archives tells of a disk that takes no more
-                if "write" in str(error) and "fail" in str(error):
-                    raise OSError(errno.ENOSPC, "writing failed, as on a full disk", str(path)) from error
+            except RuntimeError as error:
+                if full_disk(error):
+                    raise no_room(path) from error
                 raise
             file.flush()
             os.fsync(file.fileno())
@@ -60,6 +62,41 @@ def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
         temporary.unlink(missing_ok=True)
         raise
     settle(path.parent)
+
+
+def full_disk(error: BaseException) -> bool:
+    """Whether a disk takes no more: as the system says it, or torch's writer of archives."""
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    return isinstance(error, RuntimeError) and "writ" in str(error) and "fail" in str(error)
+
+
+def no_room(path: Path) -> OSError:
+    return OSError(errno.ENOSPC, "writing failed, as on a full disk", str(path))
+
+
+@contextmanager
+def spoken(path: Path) -> Iterator[None]:
+    """Say what went wrong with a sharded checkpoint as an error like any other, the same one in every process.
+
+    torch gathers what every process met in an error that is none of Python's ``Exception``, which nobody would catch.
+
+    Raises:
+        OSError: with ENOSPC, where some process found the disk full.
+        RuntimeError: from what the first process met.
+    """
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        yield
+    except CheckpointException as error:
+        met = {rank: one for rank, (one, _) in sorted(error.failures.items())}
+        rank, first = next(iter(met.items()))
+        if any(map(full_disk, met.values())):
+            raise no_room(path) from next(one for one in met.values() if full_disk(one))
+        if not isinstance(first, Exception):  # Ctrl-C
+            raise first from None
+        raise RuntimeError(f"{path}: process {rank} met {type(first).__name__}: {first}") from first
 
 
 def unfinished(path: Path) -> Path:
@@ -138,7 +175,8 @@ def whole(path: Path) -> dict[str, Any]:
 
     kept = about(path)
     tensors = {key: torch.empty(size, dtype=dtype) for key, (size, dtype) in described(path).items()}
-    dcp.load(tensors, checkpoint_id=path, no_dist=True)
+    with spoken(path):
+        dcp.load(tensors, checkpoint_id=path, no_dist=True)
     return joined(kept["rest"], {tuple(kept["places"][key]): part for key, part in tensors.items()})
 
 

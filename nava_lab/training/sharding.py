@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,26 +62,40 @@ class Sharded(ModelParallelStrategy):
         Strategy.load_optimizer_state_dict(self, checkpoint)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """Every process writes its shards; the folder takes its name when the last one is done."""
+        """Every process writes its shards; the folder takes its name when the last one is done.
+
+        Where one process cannot write, all say so alike, and what was written is removed: a full disk gets its room back.
+        """
         import torch.distributed.checkpoint as dcp
 
         path = Path(self.broadcast(filepath))
         temporary = saved.unfinished(path)
         if self.is_global_zero:
             shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
         self.barrier()
         rest, tensors = saved.parted(checkpoint)
         keyed = {"/".join(map(str, keys)): (keys, part) for keys, part in tensors.items()}
-        dcp.save({key: part for key, (_, part) in keyed.items()}, checkpoint_id=temporary)
+        places = {key: list(keys) for key, (keys, _) in keyed.items()}
+        try:
+            with saved.spoken(path):
+                dcp.save({key: part for key, (_, part) in keyed.items()}, checkpoint_id=temporary)
+            self._by_the_first(lambda: _named(temporary, path, {"rest": rest, "places": places}))
+        except BaseException:
+            if self.is_global_zero:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+    def _by_the_first(self, work: Callable[[], None]) -> None:
+        """Have the first process do something, and all wait for it, and raise what it raises."""
+        met: Exception | None = None
         if self.is_global_zero:
-            places = {key: list(keys) for key, (keys, _) in keyed.items()}
-            saved.write_whole(temporary / saved.ABOUT, lambda file: torch.save({"rest": rest, "places": places}, file))
-            if path.exists():
-                saved.remove(path)
-            os.replace(temporary, path)
-            saved.settle(path.parent)
-        self.barrier()
+            try:
+                work()
+            except Exception as error:  # whatever it is, the others wait to hear of it
+                met = error
+        met = self.broadcast(met)
+        if met is not None:
+            raise met
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Each process its shards, of a sharded checkpoint or of a file that holds full tensors."""
@@ -99,7 +113,8 @@ class Sharded(ModelParallelStrategy):
         for key, (size, dtype) in shapes.items():
             one = like.get(places[key])
             found[key] = torch.empty(size, dtype=dtype) if one is None else torch.zeros_like(one, dtype=dtype)
-        dcp.load(found, checkpoint_id=path)
+        with saved.spoken(path):
+            dcp.load(found, checkpoint_id=path)
         return saved.joined(kept["rest"], {places[key]: part for key, part in found.items()})
 
     def _like(self, tensors: Mapping[saved.Keys, Tensor]) -> Iterator[tuple[saved.Keys, DTensor]]:
@@ -115,6 +130,15 @@ class Sharded(ModelParallelStrategy):
                 one = ordered[int(keys[1])][int(keys[3])]
             if isinstance(one, DTensor) and one.shape == tensor.shape:
                 yield keys, one.detach()  # type: ignore[misc]
+
+
+def _named(temporary: Path, path: Path, about: Mapping[str, Any]) -> None:
+    """Complete a folder of shards with what is no tensor, and give it its name."""
+    saved.write_whole(temporary / saved.ABOUT, lambda file: torch.save(dict(about), file))
+    if path.exists():
+        saved.remove(path)
+    os.replace(temporary, path)
+    saved.settle(path.parent)
 
 
 def _placed(tensor: Tensor, like: DTensor | None) -> Tensor:

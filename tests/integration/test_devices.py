@@ -1,13 +1,19 @@
 """Two processes do what one does: gradients, metrics, checkpoints; started as torchrun and SLURM start them."""
 
+import contextlib
 import dataclasses
+import errno
 import json
+import os
 import shutil
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystem
 
 from nava_lab.cli import main
 from nava_lab.config import ConfigError, load
@@ -18,6 +24,7 @@ from nava_lab.models.variant import Size
 from nava_lab.registry import PACKAGE, variants, worlds
 from nava_lab.study.failures import RunFailed
 from nava_lab.study.run import resumed, run
+from nava_lab.training import saved
 from nava_lab.training.data import WorldData
 from nava_lab.training.machine import Devices, prepare_layers
 from nava_lab.training.module import GenerativeModule
@@ -257,6 +264,53 @@ def test_a_process_that_fails_is_heard_and_the_others_do_not_hang(tmp_path):
     assert json.loads(failed.read_text())["error"] == told[1]
 
 
+def full_for(rank, monkeypatch):
+    """From the second checkpoint on, a process's shards go to a device that takes nothing."""
+    own = FileSystem.create_stream
+
+    def opened(self, path, mode):
+        full = rank == 1 and mode == "wb" and "0000009" in str(path) and str(path).endswith(saved.SHARD)
+        return own(self, Path("/dev/full") if full else path, mode)
+
+    monkeypatch.setattr(FileSystem, "create_stream", opened)
+
+
+def test_a_disk_that_is_full_for_one_process_ends_all_in_one_message_and_gets_its_room_back(one, tmp_path, monkeypatch):
+    settings = ["train", *SMALL, "trainer=fsdp", *TWO, f"output.root={tmp_path}"]
+
+    def work(rank):
+        full_for(rank, monkeypatch)
+        with (tmp_path / f"told-{rank}").open("w") as told, contextlib.redirect_stderr(told):
+            main(settings)
+
+    assert together(work) == [1, 1]
+    (failed,) = tmp_path.glob("*/failed.json")
+    message = json.loads(failed.read_text())["error"]
+    assert "the disk is full" in message
+    assert "its state is safe at step 5: free some space" in message
+    for rank in (0, 1):
+        told = (tmp_path / f"told-{rank}").read_text()
+        assert "Traceback" not in told
+        assert told.splitlines()[-1] == f"nava: {message}"
+    assert [path.name for path in (failed.parent / "checkpoints").iterdir()] == ["0000005.ckpt"]
+    resumed(failed.parent, ["trainer=cpu"], lambda message: None)
+    same_numbers(one, failed.parent)
+
+
+@pytest.mark.parametrize(
+    ("met", "raised", "told"),
+    [
+        ({1: OSError(errno.EDQUOT, "quota")}, OSError, "full disk"),
+        ({0: ValueError("odd"), 1: RuntimeError("PytorchStreamWriter failed writing file")}, OSError, "full disk"),
+        ({1: PermissionError(errno.EACCES, "no")}, RuntimeError, "process 1 met PermissionError"),
+        ({0: KeyboardInterrupt("by hand")}, KeyboardInterrupt, "by hand"),
+    ],
+)
+def test_what_processes_met_becomes_an_error_like_any_other(met, raised, told):
+    with pytest.raises(raised, match=told), saved.spoken(Path("0000001.ckpt")):
+        raise CheckpointException("write", {rank: (error, None) for rank, error in met.items()})
+
+
 def test_an_unreadable_sharded_checkpoint_is_named_and_passed_over(sharded, tmp_path):
     run_folder, told = begun(sharded, tmp_path / sharded.name), []
     older, newest = sorted((run_folder / "checkpoints").glob("*.ckpt"))
@@ -270,7 +324,6 @@ def test_an_unreadable_sharded_checkpoint_is_named_and_passed_over(sharded, tmp_
 @pytest.mark.slow
 def test_torchrun_and_compiled_layers(one, tmp_path):
     """The real torchrun, by its own command; and layers compiled for the CPU, computed again or not."""
-    import os
     import subprocess
     import sys
 

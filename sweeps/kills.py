@@ -2,14 +2,16 @@
 
     python sweeps/kills.py                                    # 30 kills, about 3 minutes on one core
     python sweeps/kills.py --kills 200 variant=dual_tower training.steps=60
+    python sweeps/kills.py seeds=3                            # seeds in one process; equal to rounding where one went on alone
     python sweeps/kills.py --fresh trainer=fsdp trainer.accelerator=cpu trainer.devices=2     # two processes and their shards
 
 Held fixed: the run. Varied: when it is killed (SIGKILL, no warning), drawn from a seed: at any moment from start to finish, or
 within a few milliseconds of a checkpoint's write being seen. A run is killed --each times, each time continued by the same
 command, then left to finish and compared with one that nobody touched: averaged weights, log, record, scores of every clip, and
 in the last checkpoints weights, optimiser, average and position in the data (randomness is drawn per clip, so there is no
-generator to keep). Left out are seconds, and the git revision, which a file saved nearby changes. Writes kills.json into --out;
-what stands there is not done again.
+generator to keep). Seeds of one process (seeds=3) are compared up to rounding, for one of them may have to go on alone. Left out
+are seconds, and the git revision, which a file saved nearby changes. Writes kills.json into --out; what stands there is not done
+again.
 
 A life begins as a fork of this process, which has everything imported; with --fresh as a new process.
 """
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import shutil
@@ -48,6 +51,7 @@ SMALL = [
     *("training.steps=24", "training.checkpoints=6", "evaluation.previews=0", "output.progress=false", "logger=none"),
 ]
 LEFT_OUT = ("wall_time_s", "seconds", "revision")  # what two equal runs may differ in
+COMPANY = ("stacked_with", "beside")  # who shared their steps
 POLL_S = 0.0003
 MARKS = {"anywhere": "", "writing": "w"}
 Life = Callable[[Path], int]
@@ -162,39 +166,80 @@ def finish(begin: Life, root: Path) -> float:
     return time.monotonic() - began
 
 
-def differences(run: Path, other: Path) -> list[str]:
-    """In what two runs' folders differ."""
-    texts = ("metrics.jsonl", "per_clip.json")
-    found = [name for name in texts if (run / name).read_text() != (other / name).read_text()]
-    one, two = (timeless(json.loads((path / "record.json").read_text())) for path in (run, other))
-    found += ["record.json"] if one != two else []
+def differences_of_all(root: Path, other: Path, rounded: bool = False) -> list[str]:
+    """In what two folders of runs differ."""
+    mine, others = runs_in(root), runs_in(other)
+    if [run.name for run in mine] != [run.name for run in others]:
+        return [f"runs: {', '.join(run.name for run in mine)}"]
+    pairs = list(zip(mine, others, strict=True))
+    marks = [f"{run.name}: " if len(pairs) > 1 else "" for run in mine]
+    return [mark + line for mark, pair in zip(marks, pairs, strict=True) for line in differences(*pair, rounded)]
+
+
+def differences(run: Path, other: Path, rounded: bool = False) -> list[str]:
+    """In what two runs' folders differ: at all, or by more than rounding."""
+    found = [
+        name
+        for name in ("metrics.jsonl", "per_clip.json")
+        if (run / name).read_text() != (other / name).read_text()
+        and not (rounded and alike(*(values_in(folder / name) for folder in (run, other)), True))
+    ]
+    out = LEFT_OUT + COMPANY * rounded
+    one, two = (timeless(json.loads((path / "record.json").read_text()), out) for path in (run, other))
+    found += [] if alike(one, two, rounded) else ["record.json"]
     one, two = (load_file(path / "model.safetensors") for path in (run, other))
-    found += unequal("model.safetensors", one, two)
+    found += unequal("model.safetensors", one, two, rounded)
     names = [[path.name for path in numbered(folder / "checkpoints")] for folder in (run, other)]
     if names[0] != names[1]:
         return [*found, f"checkpoints: {names[0]}, not {names[1]}"]
     for name in names[0]:
         (rest, tensors), (other_rest, others) = (parted(whole(folder / "checkpoints" / name)) for folder in (run, other))
-        found += [f"{name}: what is no tensor"] if timeless(rest) != timeless(other_rest) else []
-        found += unequal(name, tensors, others)
+        found += [] if alike(timeless(rest, out), timeless(other_rest, out), rounded) else [f"{name}: what is no tensor"]
+        found += unequal(name, tensors, others, rounded)
     return found
 
 
-def unequal(file: str, one: dict[Any, torch.Tensor], two: dict[Any, torch.Tensor]) -> list[str]:
+def unequal(file: str, one: dict[Any, torch.Tensor], two: dict[Any, torch.Tensor], rounded: bool = False) -> list[str]:
+    def same(name: Any) -> bool:
+        mine, other = one[name], two[name]
+        if not rounded or not mine.is_floating_point():
+            return torch.equal(mine, other)
+        return mine.shape == other.shape and bool((mine - other).abs().max() <= 1e-3 * (1e-3 + other.abs().max()))
+
     names = sorted({*one, *two}, key=str)
-    wrong = [name for name in names if name not in one or name not in two or not torch.equal(one[name], two[name])]
+    wrong = [name for name in names if name not in one or name not in two or not same(name)]
     return [f"{file}: {len(wrong)} of {len(names)} tensors, such as {wrong[0]}"] if wrong else []
 
 
-def timeless(value: Any) -> Any:
+def alike(one: Any, two: Any, rounded: bool) -> bool:
+    """Whether two trees are equal, at all or up to the rounding of their numbers."""
+    if isinstance(one, dict) and isinstance(two, dict):
+        return one.keys() == two.keys() and all(alike(part, two[key], rounded) for key, part in one.items())
+    if isinstance(one, list) and isinstance(two, list):
+        return len(one) == len(two) and all(alike(*pair, rounded) for pair in zip(one, two, strict=True))
+    if rounded and isinstance(one, float) and isinstance(two, float):
+        return math.isclose(one, two, rel_tol=1e-3, abs_tol=1e-4)
+    return bool(one == two)
+
+
+def values_in(path: Path) -> Any:
+    text = path.read_text()
+    return json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
+
+
+def timeless(value: Any, out: Sequence[str] = LEFT_OUT) -> Any:
     """The same without what two equal runs may differ in."""
     if isinstance(value, dict):
-        return {key: timeless(part) for key, part in value.items() if key not in LEFT_OUT}
-    return [timeless(part) for part in value] if isinstance(value, list | tuple) else value
+        return {key: timeless(part, out) for key, part in value.items() if key not in out}
+    return [timeless(part, out) for part in value] if isinstance(value, list | tuple) else value
+
+
+def runs_in(root: Path) -> list[Path]:
+    return sorted(path.parent for path in root.glob("*/record.json"))
 
 
 def only_run(root: Path) -> Path:
-    (found,) = (path.parent for path in root.glob("*/record.json"))
+    (found,) = runs_in(root)
     return found
 
 
@@ -211,9 +256,10 @@ def campaign(out: Path, settings: Sequence[str], kills: int, each: int, seed: in
     if not list(unbroken.glob("*/record.json")):
         finish(begin, unbroken)
         about["lasts"] = finish(begin, out / "twin")  # also: two unbroken runs are equal
-        if wrong := differences(only_run(out / "twin"), only_run(unbroken)):
+        if wrong := differences_of_all(out / "twin", unbroken):
             raise SystemExit(f"two unbroken runs differ, so nothing can be said of killed ones: {'; '.join(wrong)}")
     lasts = about.setdefault("lasts", before.get("lasts", 5.0))
+    several = any(part.startswith("seeds=") for part in settings)  # of which one may go on alone, and be summed in another order
     while sum(len(run["kills"]) for run in done) < kills:
         number = len(done)
         root, draw, found = out / f"run-{number}", random.Random(f"{seed} {number}"), []
@@ -223,7 +269,7 @@ def campaign(out: Path, settings: Sequence[str], kills: int, each: int, seed: in
                 break
             found.append(one)
         finish(begin, root)
-        done.append({"kills": [asdict(one) for one in found], "differences": differences(only_run(root), only_run(unbroken))})
+        done.append({"kills": [asdict(one) for one in found], "differences": differences_of_all(root, unbroken, several)})
         write_json(path, {**about, "runs": done})
         print(f"run {number}: {len(found)} kills, {'; '.join(done[-1]['differences']) or 'equal'}", file=sys.stderr, flush=True)
     return done

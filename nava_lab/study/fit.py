@@ -23,12 +23,12 @@ from nava_lab.study.warm import start_warm
 from nava_lab.training.averaging import averaging
 from nava_lab.training.callbacks import MetricsLog, Progress, broken, checkpoints
 from nava_lab.training.data import WorldData
-from nava_lab.training.log import read_log
+from nava_lab.training.log import read_log, write_log
 from nava_lab.training.loggers import finish_loggers, make_logger
 from nava_lab.training.machine import Devices, check_compiler, prepare_layers
 from nava_lab.training.module import GenerativeModule
 from nava_lab.training.per_seed import Each
-from nava_lab.training.saved import newest_checkpoint, whole
+from nava_lab.training.saved import give_up, newest_checkpoint, whole
 from nava_lab.training.sharding import full
 
 Tell = Callable[[str], None]
@@ -95,7 +95,7 @@ def train(config: Config, built: Parts, folder: Path, tell: Tell = print, watche
     if newest is not None:
         tell(f"{folder.name}: continuing from {newest.name}")
     if trainer.is_global_zero:
-        sit_down(folder, config, newest)
+        sit_down(folder, config, newest, tell)
     fit(trainer, module, WorldData(config.world, config.training, config.seed), newest)
     weights = {name: full(part) for name, part in module.network.state_dict().items()}  # of shards, all processes must ask
     if not all(bool(part.isfinite().all()) for part in weights.values()):  # of the last step: no later loss tells of it
@@ -166,12 +166,16 @@ def trainer_of(
 MACHINES = "machines.jsonl"
 
 
-def sit_down(folder: Path, config: Config, newest: Path | None) -> None:
-    """Note the machine, unless it is the one that the run was at before."""
+def sit_down(folder: Path, config: Config, newest: Path | None, tell: Tell) -> None:
+    """Make the folder one of a run that has come as far as its newest checkpoint, and note the machine if it is another."""
+    step = int(newest.stem) if newest else 0
+    give_up(folder / "checkpoints", step, tell)
     before, now = machines(folder), dict(config.resolved["trainer"])
-    if not before or {key: value for key, value in before[-1].items() if key != "from_step"} != now:
-        with (folder / MACHINES).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"from_step": int(newest.stem) if newest else 0, **now}) + "\n")
+    kept = [one for one in before if one["from_step"] < step]
+    if not kept or {key: value for key, value in kept[-1].items() if key != "from_step"} != now:
+        kept.append({"from_step": step, **now})
+    if kept != before:
+        write_log(folder / MACHINES, kept)
 
 
 def machines(folder: Path) -> list[dict[str, Any]]:

@@ -216,7 +216,8 @@ def _tried(run: Seed, work: Callable[[], Any]) -> dict[int, Exception]:
 def groups(runs: Sequence[Seed], tell: Tell) -> list[tuple[dict[int, Path], list[Seed]]]:
     """Runs that can be trained together, with the checkpoints of one step that they start from; none for the start.
 
-    A run that was killed while a checkpoint of all was written goes back to the last one that all have, if need be to the start.
+    A run that was killed while a checkpoint of all was written goes back to the last one that all have, if need be to the start;
+    ``sit_down`` says what is given up.
     """
     found = {run.seed: _starts(run, tell) for run in runs}
     left, made = list(runs), []
@@ -293,7 +294,7 @@ def train_together(group: Sequence[Seed], start: Mapping[int, Path], how: Sittin
     for run in group:
         if run.seed in start:
             tell(f"{run.folder.name}: continuing from {start[run.seed].name}")
-        sit_down(run.folder, run.config, start.get(run.seed))
+        sit_down(run.folder, run.config, start.get(run.seed), tell)
     fit(trainer, module, StackedData(config.world, config.training, seeds), newest)
     module.note_broken_weights()  # of the last step: no later loss tells of it
     state = {name: part.cpu() for name, part in module.network.state_dict().items()}

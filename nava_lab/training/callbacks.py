@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 
 from nava_lab.training.averaging import local
-from nava_lab.training.log import read_log
+from nava_lab.training.log import read_log, write_log
 from nava_lab.training.saved import SUFFIX, clear, numbered, remove
 from nava_lab.training.settings import Training
 
@@ -36,10 +35,7 @@ class MetricsLog(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        kept = [line for line in read_log(self.path) if line["step"] <= trainer.global_step]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        os.replace(temporary, self.path)
+        write_log(self.path, [line for line in read_log(self.path) if line["step"] <= trainer.global_step])
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

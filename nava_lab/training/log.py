@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
@@ -15,3 +18,10 @@ def read_log(path: Path) -> list[dict[str, float]]:
         except json.JSONDecodeError:
             break
     return lines
+
+
+def write_log(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Put other lines in a log's place; a kill leaves the old ones or the new."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    os.replace(temporary, path)

@@ -21,6 +21,7 @@ from torch import Tensor
 SUFFIX = ".ckpt"
 ABOUT = "about.pt"  # of a folder: everything that is no tensor, and where the tensors belong
 SHARD = ".distcp"
+UNREAD = "unread-"  # what could not be read is kept by that name
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 Tell = Callable[[str], None]
@@ -145,6 +146,27 @@ def newest_checkpoint(folder: Path, tell: Tell) -> Path | None:
             continue
         return path
     return None
+
+
+def give_up(folder: Path, step: int, tell: Tell) -> None:
+    """Take the checkpoints that are newer than a step out of the way of a training that goes on from it.
+
+    Its log is cut there, so one that is newer must not be continued from, also where it could not be read this once. What can be
+    read is removed, for the training comes by there again; what cannot is kept under another name.
+    """
+    for path in numbered(folder):
+        if int(path.stem) <= step:
+            continue
+        try:
+            check(path)
+        except Exception as error:  # whatever a torn file raises
+            aside = path.with_name(f"{UNREAD}{path.name}")
+            remove(aside)
+            os.replace(path, aside)
+            tell(f"{path} cannot be read ({type(error).__name__}): kept as {aside.name}; steps from {step} on are trained again")
+            continue
+        remove(path)
+        tell(f"{path} is given up: the training goes on from step {step}, and comes by there again")
 
 
 def check(path: Path) -> None:

@@ -3,6 +3,8 @@
 import json
 import time
 
+import pytest
+
 from nava_lab.training.averaging import Averaging
 from sweeps import kills
 from tests.ranks import needs_fork
@@ -23,6 +25,18 @@ def test_a_run_that_is_killed_at_any_moment_ends_as_an_unbroken_one(tmp_path, ca
     log = run / "metrics.jsonl"
     log.write_text(log.read_text()[:-3])
     assert kills.differences(run, other) == ["metrics.jsonl"]
+
+
+@pytest.mark.slow
+def test_seeds_in_one_process_that_are_killed_end_as_unbroken_ones(tmp_path, capsys):
+    arguments = ["--kills", "1", "--seed", "3", "--out", str(tmp_path), "training.steps=8", "evaluation.clips=4"]
+    assert kills.main([*arguments, "seeds=2"]) == 0
+    assert "1 kills of 1 runs" in capsys.readouterr().out
+    assert len(kills.runs_in(tmp_path / "run-0")) == 2
+    log = kills.runs_in(tmp_path / "run-0")[1] / "metrics.jsonl"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[1:]))
+    (told,) = kills.differences_of_all(tmp_path / "run-0", tmp_path / "unbroken", True)
+    assert told == f"{log.parent.name}: metrics.jsonl"
 
 
 def test_an_average_that_forgets_how_far_it_is_would_be_seen(tmp_path, monkeypatch):

@@ -100,7 +100,8 @@ def test_a_killed_training_ends_with_the_same_record_as_an_unbroken_one(finished
     done = nava(*arguments, cwd=tmp_path)
     assert "0000099.ckpt cannot be read" in done.stderr
     assert "continuing from" in done.stderr
-    (run / "checkpoints" / "0000099.ckpt").unlink(missing_ok=True)
+    assert not (run / "checkpoints" / "0000099.ckpt").exists()  # were it readable later, it would be continued from
+    assert (run / "checkpoints" / "unread-0000099.ckpt").exists()
     for name in ("record.json", "metrics.jsonl"):
         broken, whole = (path / name for path in (run, finished))
         if name == "record.json":

@@ -142,6 +142,20 @@ def test_what_was_killed_is_continued_together_or_alone(singles, tmp_path):
         )
 
 
+def test_what_seeds_give_up_on_going_back_is_said_and_never_continued_from(singles, tmp_path):
+    """Killed while all seeds' checkpoints were written, and again before they were back there; then one goes on alone."""
+    with pytest.raises(EndedEarly):
+        together("unified", tmp_path, watchers=[EndAt(8)])
+    second = folder_of(tmp_path, SEEDS[1])
+    (second / "checkpoints" / "0000007.ckpt").unlink()
+    told = []
+    with pytest.raises(EndedEarly):
+        together("unified", tmp_path, watchers=[EndAt(5)], tell=told.append)
+    assert any("0000007.ckpt is given up: the training goes on from step 3" in line for line in told)
+    assert_same_run(alone("unified", tmp_path, SEEDS[0]), singles("unified")[0])
+    assert [path.name for path in (second / "checkpoints").glob("*.ckpt")] == ["0000003.ckpt"]
+
+
 def test_seeds_that_were_begun_alone_are_joined_at_their_step(tmp_path):
     for seed in SEEDS:
         with pytest.raises(EndedEarly):

@@ -67,3 +67,19 @@ def test_the_newest_whole_one_is_found_and_what_kills_left_is_cleared(tmp_path):
     saved.remove(tmp_path / "0000006.ckpt")
     saved.remove(newest)
     assert [path.name for path in saved.numbered(tmp_path)] == ["0000002.ckpt", "0000001.ckpt"]
+
+
+def test_what_is_newer_than_the_start_is_never_continued_from(tmp_path):
+    """Removed where it can be read, kept by another name where it cannot: it may be whole, and the disk was away."""
+    for step in (1, 2, 3, 4):
+        saved.write_whole(tmp_path / f"{step:07d}.ckpt", lambda file, step=step: torch.save({"step": step}, file))
+    torn = tmp_path / "0000003.ckpt"
+    bytes_of_it = torn.read_bytes()
+    torn.write_bytes(bytes_of_it[:100])
+    told = []
+    saved.give_up(tmp_path, 2, told.append)
+    assert [path.name for path in saved.numbered(tmp_path)] == ["0000002.ckpt", "0000001.ckpt"]
+    assert (tmp_path / "unread-0000003.ckpt").read_bytes() == bytes_of_it[:100]
+    assert "0000004.ckpt is given up: the training goes on from step 2" in told[0]
+    assert "0000003.ckpt cannot be read" in told[1]
+    assert "kept as unread-0000003.ckpt" in told[1]

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTh
 
 from nava_lab.training.averaging import local
 from nava_lab.training.log import read_log, write_log
+from nava_lab.training.loggers import recall
 from nava_lab.training.saved import SUFFIX, clear, numbered, remove
 from nava_lab.training.settings import Training
 
@@ -26,7 +27,7 @@ class MetricsLog(pl.Callback):
     """Appends one JSON line per logged step to ``metrics.jsonl``.
 
     A line holds nothing but what the training computed (no clock), so a resumed run's log ends equal to an unbroken
-    one's. On resuming, lines after the checkpoint's step are cut off.
+    one's. On resuming, lines after the checkpoint's step are cut off, and loggers that lose theirs are told the rest again.
     """
 
     def __init__(self, path: Path):
@@ -35,7 +36,10 @@ class MetricsLog(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        write_log(self.path, [line for line in read_log(self.path) if line["step"] <= trainer.global_step])
+        kept = [line for line in read_log(self.path) if line["step"] <= trainer.global_step]
+        write_log(self.path, kept)
+        for logger in self.loggers(trainer):
+            recall(getattr(logger, "inner", logger), kept, LOG_EVERY)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

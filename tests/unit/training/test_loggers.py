@@ -3,7 +3,9 @@
 import csv
 import json
 from importlib.util import find_spec
+from typing import ClassVar
 
+import lightning.pytorch as pl
 import pytest
 
 from nava_lab.config import ConfigError, load
@@ -11,6 +13,7 @@ from nava_lab.study import fit
 from nava_lab.study.fit import train
 from nava_lab.study.run import prepared
 from nava_lab.training import loggers
+from nava_lab.training.callbacks import EndedEarly
 from nava_lab.training.loggers import KINDS, check_logger, make_logger
 
 INSTALLED = [name for name, kind in KINDS.items() if name != "none" and (not kind.package or find_spec(kind.package))]
@@ -99,6 +102,72 @@ def test_the_same_names_everywhere(trained, name, read):
         pytest.skip(f"{name} is not installed: pip install {KINDS[name].package}")
     assert read(trained) == logged(trained) | {"epoch"}
     assert {"lr", "train/loss", "validation/loss"} <= logged(trained)
+
+
+class EndAt(pl.Callback):
+    """Ends a training as a kill does."""
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == 17:
+            raise EndedEarly
+
+
+def continued(folder, kind):
+    """A training that stops after its last checkpoint, at step 16, and one that goes on from there."""
+    folder.mkdir()
+    more = [f"logger={kind}", "training.validations=4", "training.validation_clips=4", "training.checkpoints=3"]
+    config = load([*SMALL, *more, "output.progress=false"])
+    with pytest.raises(EndedEarly):
+        train(config, prepared(config), folder, lambda message: None, [EndAt()])
+    told = []
+    train(config, prepared(config), folder, told.append)
+    assert any("continuing from" in line for line in told)
+
+
+def test_the_csv_file_of_a_continued_run_is_an_unbroken_ones(tmp_path):
+    """Lightning's logger would begin anew, without what was logged before."""
+    continued(tmp_path / "broken", "csv")
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    config = load([*SMALL, "logger=csv", "training.validations=4", "training.validation_clips=4", "output.progress=false"])
+    train(config, prepared(config), whole, lambda message: None)
+    mine, other = ((folder / "csv" / "metrics.csv").read_text() for folder in (tmp_path / "broken", whole))
+    assert len(mine.splitlines()) == 1 + 3 + 2 + 4  # a head, rates, losses, validations
+    assert mine == other
+
+
+class Store:
+    """As much of MLflow's logger as says which run it writes to."""
+
+    runs: ClassVar[list[str]] = []
+
+    def __init__(self, project, run_name, tracking_uri, artifact_location, run_id):
+        if run_id is not None and run_id not in self.runs:
+            raise LookupError(f"Run {run_id} not found")
+        self.run_id = run_id or f"run {len(self.runs)}"
+        self.runs.append(self.run_id)
+
+
+def test_a_continued_run_goes_on_with_its_run_of_mlflow(tmp_path, monkeypatch):
+    monkeypatch.setattr("lightning.pytorch.loggers.MLFlowLogger", Store)
+    monkeypatch.setattr(loggers, "find_spec", lambda name: object())
+    monkeypatch.setattr(Store, "runs", [])
+    assert [make_logger("mlflow", "mine", tmp_path).run_id for _ in range(2)] == ["run 0", "run 0"]
+    Store.runs[:] = ["of", "others"]  # another store, or one that has lost it
+    assert [make_logger("mlflow", "mine", tmp_path).run_id for _ in range(2)] == ["run 2", "run 2"]
+
+
+@pytest.mark.skipif(find_spec("mlflow") is None, reason="mlflow is not installed: pip install mlflow")
+def test_mlflow_itself_keeps_one_run_of_a_continued_one(tmp_path):
+    from mlflow.tracking import MlflowClient
+
+    folder = tmp_path / "unified-pulse-s0-0123456789"
+    continued(folder, "mlflow")
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    runs = [run for part in client.search_experiments() for run in client.search_runs([part.experiment_id])]
+    assert [run.info.status for run in runs] == ["FINISHED"]
+    steps = {metric.step for metric in client.get_metric_history(runs[0].info.run_id, "validation/loss")}
+    assert steps == {4, 9, 14, 19}
 
 
 def test_none_writes_nothing(tmp_path):

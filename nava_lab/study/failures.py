@@ -28,13 +28,21 @@ def in_words(error: BaseException) -> str:
     return text if text and isinstance(error, SPEAKING) else f"{type(error).__name__}: {text}".rstrip(": ")
 
 
-def explained(error: BaseException, folder: Path, config: Config) -> RunFailed | None:
-    """The error as one message; None for what only a traceback explains."""
-    found = next((text for one in chain(error) for text in (_explained(one, folder, config),) if text), None)
+def explained(error: BaseException, folder: Path, config: Config, together: int = 0) -> RunFailed | None:
+    """The error as one message; None for what only a traceback explains.
+
+    Args:
+        error: that ended the run.
+        folder: of the run.
+        config: of the run.
+        together: how many seeds were computed at once, where several were trained in one process; 0 for a run of its own.
+    """
+    met = (one for one in chain(error) if not isinstance(one, RunFailed))  # of another seed, in its words
+    found = next((text for one in met for text in (_explained(one, folder, config, together),) if text), None)
     return None if found is None else RunFailed(f"{folder}: {found}", type(error).__name__)
 
 
-def _explained(error: BaseException, folder: Path, config: Config) -> str:
+def _explained(error: BaseException, folder: Path, config: Config, together: int) -> str:
     what = " ".join(str(error).split())
     if isinstance(error, FloatingPointError):
         lr, warmup = config.training.lr, config.training.warmup
@@ -45,7 +53,7 @@ def _explained(error: BaseException, folder: Path, config: Config) -> str:
     if is_disk_full(error):
         return f"the disk is full ({what}); {state(folder)}: free some space, and the same command continues it"
     if is_out_of_memory(error):
-        return f"out of memory ({_shortened(what)}); {state(folder)}. {_smaller(folder, config)}"
+        return f"out of memory ({_shortened(what)}); {state(folder)}. {_smaller(folder, config, together)}"
     if is_lost_peer(error):
         return f"another process of this run ended, see what it said; {state(folder)}, and the same command continues it"
     return ""
@@ -89,17 +97,22 @@ def state(folder: Path) -> str:
     return f"its state is safe at step {int(found[0].stem)}" if found else "no checkpoint had been due yet, so nothing is lost"
 
 
-def _smaller(folder: Path, config: Config) -> str:
-    """How the same run needs less memory."""
+def _smaller(folder: Path, config: Config, together: int) -> str:
+    """How the same run, or the same seeds of one process, need less memory."""
     if (folder / "model.safetensors").exists():
         size = max(1, config.evaluation.batch_size // 2)
         return (
             f"Score it in smaller batches, which changes no number: nava train --continue {folder} evaluation.batch_size={size}"
         )
+    if together > 1:
+        half = together // 2
+        last = ", and if that is not enough seeds_together=1" if half > 1 else ""
+        return f"Compute fewer seeds at once, {together} were: the same command with seeds_together={half} continues them{last}"
     machine = config.trainer
     wanted = [f"trainer.accumulate={2 * machine.accumulate}"]
     wanted += [] if machine.checkpoint_activations else ["trainer.checkpoint_activations=true"]
-    return f"Continue it with less at a time and the same gradients: nava train --continue {folder} {' '.join(wanted)}"
+    each = "each seed alone" if together else "it"  # one seed's activations at a time is the least that a stack needs
+    return f"Continue {each} with less at a time and the same gradients: nava train --continue {folder} {' '.join(wanted)}"
 
 
 def _shortened(text: str, most: int = 120) -> str:

@@ -163,8 +163,11 @@ class RunBusy(ConfigError):
 
 
 @contextmanager
-def failures_written(folder: Path, config: Config) -> Iterator[None]:
-    """Leave ``failed.json`` behind where the run fails, and only there; what a user can act on ends in one message."""
+def failures_written(folder: Path, config: Config, together: int = 0) -> Iterator[None]:
+    """Leave ``failed.json`` behind where the run fails, and only there; what a user can act on ends in one message.
+
+    ``together`` seeds are computed at once, where the run is one of several in one process.
+    """
     if not getattr(rank_zero_only, "rank", 0):
         (folder / FAILED).unlink(missing_ok=True)
     try:
@@ -172,7 +175,7 @@ def failures_written(folder: Path, config: Config) -> Iterator[None]:
     except EndedEarly:
         raise
     except Exception as error:
-        told = explained(error, folder, config)
+        told = explained(error, folder, config, together)
         left = {"error": in_words(told or error), "kind": type(error).__name__}
         left |= {} if told else {"traceback": traceback.format_exc()}
         if not ((folder / FAILED).exists() and any(map(is_lost_peer, chain(error)))):  # the process that failed first said why

@@ -251,7 +251,7 @@ def _train(group: Sequence[Seed], start: Mapping[int, Path], how: Sitting) -> di
         return _tried(run, partial(train, run.config, how.built, run.folder, how.tell, how.watchers))
     with ExitStack() as stack:
         for run in group:
-            stack.enter_context(failures_written(run.folder, run.config))
+            stack.enter_context(failures_written(run.folder, run.config, how.together))
         fallen = train_together(group, start, how)
     failed: dict[int, Exception] = {}
     for run in group:

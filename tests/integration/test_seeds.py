@@ -209,6 +209,36 @@ def test_a_seed_that_falls_in_the_last_step_is_not_finished(tmp_path):
     assert not (fallen / "record.json").exists()
 
 
+class TooMuch(pl.Callback):
+    """Wants more memory than there is."""
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == 5:
+            bytearray(1 << 60)
+
+
+@pytest.mark.parametrize(
+    ("at_once", "seeds", "remedy"),
+    [
+        (
+            4,
+            (1, 2, 3, 4),
+            "4 were: the same command with seeds_together=2 continues them, and if that is not enough seeds_together=1",
+        ),
+        (2, (3, 5), "2 were: the same command with seeds_together=1 continues them"),
+        (1, (3, 5), "Continue each seed alone with less at a time and the same gradients: nava train --continue"),
+    ],
+)
+def test_seeds_that_need_too_much_memory_are_told_what_helps_seeds(at_once, seeds, remedy, tmp_path):
+    with pytest.raises(RunFailed, match="out of memory") as caught:
+        together("unified", tmp_path, at_once, [TooMuch()], seeds)
+    assert remedy in str(caught.value)
+    told = [json.loads((folder_of(tmp_path, seed) / "failed.json").read_text())["error"] for seed in seeds]
+    assert all(remedy in text and "its state is safe at step 3" in text for text in told)
+    if at_once > 1:
+        assert "--continue" not in str(caught.value)
+
+
 def test_a_multirun_stacks_the_seeds_of_every_combination(singles, tmp_path):
     told = []
     command = [*overrides("unified", tmp_path), "seeds=3,5"]

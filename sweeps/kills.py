@@ -48,7 +48,8 @@ from nava_lab.training.saved import SUFFIX, numbered, parted, whole
 
 SMALL = [
     *("experiment=smoke", "variant=unified", "variant.depth=2", "budget.parameters=60_000", "world=gaussian"),
-    *("training.steps=24", "training.checkpoints=6", "evaluation.previews=0", "output.progress=false", "logger=none"),
+    *("training.steps=24", "training.checkpoints=6", "training.checkpoint_minutes=0"),  # none by the clock: names are compared
+    *("evaluation.previews=0", "output.progress=false", "logger=none"),
 ]
 LEFT_OUT = ("wall_time_s", "seconds", "revision")  # what two equal runs may differ in
 COMPANY = ("stacked_with", "beside")  # who shared their steps

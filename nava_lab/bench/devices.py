@@ -57,7 +57,8 @@ class Steps(pl.Callback):
 def configured(settings: Sequence[str], strategy: str, count: int, steps: int) -> Config:
     """The config on so many processes, each with the clips that it gives to one."""
     each = load(settings).training.batch_size
-    more = ["training.validations=0", "training.checkpoints=0", "logger=none", "output.progress=false"]
+    more = ["training.validations=0", "training.checkpoints=0", "training.checkpoint_minutes=0", "logger=none"]
+    more += ["output.progress=false"]
     more += [f"training.steps={steps + WARM_UP}", f"training.batch_size={each * count}", f"training.validation_clips={count}"]
     return load([*settings, *more, f"trainer.strategy={strategy}", f"trainer.devices={count}"])
 

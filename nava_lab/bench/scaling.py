@@ -32,7 +32,10 @@ from nava_lab.study.seeds import at_once, check_stackable
 FACTORS = (1, 2, 4)
 LINEAR = 1.05  # an exponent of 1, and what a machine's noise adds
 STEPS = 6  # that are timed in each training of seeds or processes
-QUIET = ("training.validations=0", "training.checkpoints=0", "logger=none", "output.progress=false")
+QUIET = (
+    *("training.validations=0", "training.checkpoints=0", "training.checkpoint_minutes=0"),
+    *("logger=none", "output.progress=false"),
+)
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,8 @@ def main(arguments: Sequence[str]) -> int:
     counts, most = options.seeds, max(options.seeds)
     if min(counts) < 2 or min(options.together or [1]) < 1 or min(options.steps, options.rounds) < 1:
         raise ValueError("--seeds must be at least 2, --together, --steps and --rounds at least 1")
-    more = ["training.validations=0", "training.checkpoints=0", "logger=none", "output.progress=false"]
+    more = ["training.validations=0", "training.checkpoints=0", "training.checkpoint_minutes=0", "logger=none"]
+    more += ["output.progress=false"]
     config = load([*options.settings, *more, f"training.steps={options.steps + WARM_UP}"])
     check_stackable(config)
     config.world.prepare()

@@ -13,6 +13,7 @@ from nava_lab.cli.catalogue import catalogue
 from nava_lab.memory import keep_memory
 from nava_lab.registry import UnknownName, nearest
 from nava_lab.training.quiet import quieten
+from nava_lab.training.settings import TERMINATED
 
 COMMANDS = sorted(file.stem for file in (Path(__file__).parent / "commands").glob("[a-z]*.py"))
 FIRST = ("train", "describe", "sample", "score", "compare", "study", "bench")  # the order of the help; others follow by name
@@ -76,6 +77,10 @@ def in_one_line(call: Callable[[], int | None]) -> None:
         _fail(str(error), 1)
     except KeyboardInterrupt:
         _fail("stopped; the same command continues where it was", 130)
+    except SystemExit as ended:
+        if ended.code == TERMINATED:  # a training that saved itself first
+            _fail("saved and ended, as SIGTERM asks; the same command continues where it was", TERMINATED)
+        raise
     if code:
         raise SystemExit(code)
 

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from nava_lab.study import record
+from nava_lab.study.identity import parts_of
 from nava_lab.training.log import read_log
 
 ASIDE = ".code-"  # in the name of a run that other code made and that was put aside
@@ -169,6 +170,7 @@ def _described(run: Run, groups: Iterable[str], allowed: frozenset[str]) -> dict
             return {}
         if not isinstance(held, Mapping):
             return held
+        held = parts_of(held, f"{group}.")
         return {key: value for key, value in held.items() if f"{group}.{key}" not in _with_parents(allowed)}
 
     return {

@@ -11,6 +11,7 @@ from nava_lab.config import Config
 from nava_lab.study import record
 from nava_lab.training.saved import FULL, numbered
 
+STEP = "steps trained: "
 SPEAKING = (ValueError, ArithmeticError, OSError, RuntimeError, MemoryError)  # errors whose message says it all
 
 
@@ -37,25 +38,26 @@ def explained(error: BaseException, folder: Path, config: Config, together: int 
         config: of the run.
         together: how many seeds were computed at once, where several were trained in one process; 0 for a run of its own.
     """
+    step = step_of(error)
     met = (one for one in chain(error) if not isinstance(one, RunFailed))  # of another seed, in its words
-    found = next((text for one in met for text in (_explained(one, folder, config, together),) if text), None)
+    found = next((text for one in met for text in (_explained(one, folder, config, together, step),) if text), None)
     return None if found is None else RunFailed(f"{folder}: {found}", type(error).__name__)
 
 
-def _explained(error: BaseException, folder: Path, config: Config, together: int) -> str:
-    what = " ".join(str(error).split())
+def _explained(error: BaseException, folder: Path, config: Config, together: int, step: int | None) -> str:
+    what, where = " ".join(str(error).split()), state(folder, step)
     if isinstance(error, FloatingPointError):
         lr, warmup = config.training.lr, config.training.warmup
         return (
-            f"{what}; {state(folder)}, and the same command would meet it again: lower training.lr={lr:g} or raise "
+            f"{what}; {where}, and the same command would meet it again: lower training.lr={lr:g} or raise "
             f"training.warmup={warmup:g}, which begins a run of its own"
         )
     if is_disk_full(error):
-        return f"the disk is full ({what}); {state(folder)}: free some space, and the same command continues it"
+        return f"the disk is full ({what}); {where}: free some space, and the same command continues it"
     if is_out_of_memory(error):
-        return f"out of memory ({_shortened(what)}); {state(folder)}. {_smaller(folder, config, together)}"
+        return f"out of memory ({_shortened(what)}); {where}. {_smaller(folder, config, together)}"
     if is_lost_peer(error):
-        return f"another process of this run ended, see what it said; {state(folder)}, and the same command continues it"
+        return f"another process of this run ended, see what it said; {where}, and the same command continues it"
     return ""
 
 
@@ -67,6 +69,18 @@ def chain(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(now))
         yield now
         now = now.__cause__ or now.__context__
+
+
+def note_step(error: BaseException, step: int) -> None:
+    """Tell an error, once, after how many steps of training it came."""
+    if step_of(error) is None:
+        error.add_note(f"{STEP}{step}")
+
+
+def step_of(error: BaseException) -> int | None:
+    """How many steps had been trained when an error came, as far as it, or what it came from, was told."""
+    notes = [note for one in chain(error) for note in getattr(one, "__notes__", ()) if note.startswith(STEP)]
+    return int(notes[0].removeprefix(STEP)) if notes else None
 
 
 def is_disk_full(error: BaseException) -> bool:
@@ -87,14 +101,26 @@ def is_lost_peer(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "gloo" in str(error) and "Connection" in str(error)
 
 
-def state(folder: Path) -> str:
-    """Where a run's state is, as part of a sentence."""
+def state(folder: Path, step: int | None = None) -> str:
+    """Where a run's state is, and how many steps are lost, as part of a sentence.
+
+    Args:
+        folder: of the run.
+        step: how far it had come, where that is known.
+    """
     if (folder / record.NAME).exists():
         return "the run itself is finished"
     if (folder / "model.safetensors").exists():
         return "its training is finished and safe in model.safetensors"
     found = numbered(folder / "checkpoints")
-    return f"its state is safe at step {int(found[0].stem)}" if found else "no checkpoint had been due yet, so nothing is lost"
+    if not found:
+        return "nothing had been saved yet" + (f", so {_lost(step)}" if step else "")
+    safe = int(found[0].stem)
+    return f"its state is safe at step {safe}" + (f" ({_lost(step - safe)})" if step and step > safe else "")
+
+
+def _lost(steps: int) -> str:
+    return "1 step is lost" if steps == 1 else f"{steps} steps are lost"
 
 
 def _smaller(folder: Path, config: Config, together: int) -> str:

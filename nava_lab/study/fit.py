@@ -19,6 +19,7 @@ from nava_lab.config import Config, ConfigError, device_count, from_file
 from nava_lab.models.denoiser import Denoiser
 from nava_lab.rng import stable_seed
 from nava_lab.study.build import Parts, network, parts
+from nava_lab.study.failures import note_step
 from nava_lab.study.warm import start_warm
 from nava_lab.training.averaging import averaging
 from nava_lab.training.callbacks import MetricsLog, Progress, broken, checkpoints
@@ -29,6 +30,7 @@ from nava_lab.training.machine import Devices, check_compiler, prepare_layers
 from nava_lab.training.module import GenerativeModule
 from nava_lab.training.per_seed import Each
 from nava_lab.training.saved import give_up, newest_checkpoint, whole
+from nava_lab.training.settings import TERMINATED
 from nava_lab.training.sharding import full
 
 Tell = Callable[[str], None]
@@ -105,11 +107,16 @@ def train(config: Config, built: Parts, folder: Path, tell: Tell = print, watche
 
 
 def fit(trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule, start: Path | None) -> None:
-    """Train from a checkpoint, or from the start, to the end."""
+    """Train from a checkpoint, or from the start, to the end; an error is told how far it came."""
     try:
         trainer.fit(module, data, ckpt_path=start, weights_only=True)
-    except SystemExit:  # how Lightning ends after Ctrl-C
-        raise KeyboardInterrupt from None
+    except SystemExit as ended:
+        if ended.code == TERMINATED:
+            raise
+        raise KeyboardInterrupt from None  # how Lightning ends after Ctrl-C
+    except Exception as error:
+        note_step(error, trainer.global_step)
+        raise
     finally:
         if trainer.is_global_zero:
             finish_loggers(trainer.loggers)
@@ -155,7 +162,7 @@ def trainer_of(
             log_every_n_steps=10,
             enable_model_summary=False,
             enable_progress_bar=config.output.progress,
-            enable_checkpointing=bool(training.checkpoints),
+            enable_checkpointing=training.saves,
             default_root_dir=folder,
             use_distributed_sampler=False,
         )

@@ -1,6 +1,6 @@
 """Who a run is: the hash of its whole resolved config and data version; and which code made it.
 
-Only ``output`` and ``logger`` are left out: where a run is kept and shown cannot change a number.
+Only where a run is kept and shown, and how often it is saved on the way, is left out (``NOT_PART``): it cannot change a number.
 """
 
 from __future__ import annotations
@@ -33,13 +33,22 @@ FLOORS = (
     ),
     *("training", "evaluation", "study/build.py", "study/fit.py", "study/warm.py", "study/run.py", "study/seeds.py"),
 )
-NOT_PART = ("output", "logger")
+NOT_PART = ("output", "logger", "training.checkpoints", "training.checkpoint_minutes")
 MADE_BY = ("code", "variant_code", "torch")  # of an identity: what a run is made by, and must be made by to be gone on with
 
 
 def canonical(config: Mapping[str, Any]) -> str:
     """A config as text that does not depend on the order of its keys."""
-    return json.dumps({key: value for key, value in config.items() if key not in NOT_PART}, sort_keys=True)
+    return json.dumps(parts_of(config), sort_keys=True)
+
+
+def parts_of(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A config, or one of its groups (``prefix``: "training."), without what is no part of a run."""
+    return {
+        key: parts_of(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
+        for key, value in config.items()
+        if f"{prefix}{key}" not in NOT_PART
+    }
 
 
 def run_hash(config: Mapping[str, Any], data_version: str) -> str:

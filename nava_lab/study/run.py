@@ -41,7 +41,7 @@ from nava_lab.study.build import Parts, interface, parts
 from nava_lab.study.describe import attention
 from nava_lab.study.failures import chain, explained, in_words, is_lost_peer
 from nava_lab.study.fit import devices_of, load_model, machines, stacked_with, train
-from nava_lab.study.identity import MADE_BY, code_fingerprint, git_revision, run_hash, run_name, variant_fingerprint
+from nava_lab.study.identity import MADE_BY, NOT_PART, code_fingerprint, git_revision, run_hash, run_name, variant_fingerprint
 from nava_lab.study.warm import check_start
 from nava_lab.training.callbacks import EndedEarly
 from nava_lab.training.loggers import check_logger
@@ -128,8 +128,8 @@ def prepare_folder(config: Config, folder: Path, identity: dict[str, str], tell:
         record.write_json(folder / "identity.json", identity)
 
 
-# What says how a run is computed and shown, and not what: another machine, another split of the same batch.
-HOW = ("trainer", "output", "logger", "evaluation.batch_size", "evaluation.branch_rows")
+# What says how a run is computed, kept and shown, and not what: another machine, another split of the same batch.
+HOW = ("trainer", *NOT_PART, "evaluation.batch_size", "evaluation.branch_rows")
 
 
 def resumed(folder: Path, overrides: Sequence[str], tell: Tell = print) -> Path:

@@ -284,7 +284,7 @@ def train_together(group: Sequence[Seed], start: Mapping[int, Path], how: Sittin
     callbacks: list[pl.Callback] = [clock, *logs, *averaging(config.training), *how.watchers]
     if config.output.progress:
         callbacks.append(Progress(config.training.steps, f"{config.variant.name} s{','.join(map(str, seeds))}"))
-    if config.training.checkpoints:
+    if config.training.saves:
         callbacks.append(SeedCheckpoints(folders, config.training))
     trainer = trainer_of(config, lead, callbacks, [one for one in told if one is not None] or False, [*plugins, files])
     aside = set_aside(config, together)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import signal
+import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +20,7 @@ from nava_lab.training.averaging import local
 from nava_lab.training.log import read_log, write_log
 from nava_lab.training.loggers import recall
 from nava_lab.training.saved import SUFFIX, clear, numbered, remove
-from nava_lab.training.settings import Training
+from nava_lab.training.settings import TERMINATED, Training
 
 LOG_EVERY = 10
 KEPT = 2  # checkpoints
@@ -131,43 +135,74 @@ class Watch(pl.Callback):
 
 
 class Checkpoints(Checkpoint):
-    """The two newest checkpoints, each whole or not at all, after the steps ``moments``; never one of weights that are none.
+    """The two newest checkpoints, each whole or not at all; never one of weights that are none.
 
-    Where such a step is also validated, it is saved after its validation: a run that was killed between the two would resume
-    past it, and its line would be missing from the log.
+    They are written after the steps ``moments``, when the last is too long ago, and when the run is asked to end (SIGTERM), which
+    it then does. Where such a step is also validated, it is saved after its validation: a run that was killed between the two
+    would resume past it, and its line would be missing from the log. What need not be this very step waits for the next.
     """
 
     def __init__(self, folder: Path, training: Training):
         self.folder, self.moments = folder, training.saved_after()
         self.validated_every = training.every(training.validations)
+        self.seconds = 60 * training.checkpoint_minutes or math.inf
+        self.saved, self.asked = time.monotonic(), False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if trainer.is_global_zero:
             clear(self.folder)
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listen for SIGTERM in the place of Lightning, which would end without saving, and puts back what was there before."""
+        self.saved, self.asked = time.monotonic(), False
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, *_: Any) -> None:
+        self.asked = True
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if not self._validated(trainer):
-            self._save(trainer, pl_module)
+            self._save_if_due(trainer, pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._validated(trainer) and not trainer.sanity_checking:
-            self._save(trainer, pl_module)
+            self._save_if_due(trainer, pl_module)
 
     def _validated(self, trainer: pl.Trainer) -> bool:
         every = self.validated_every if trainer.enable_validation else 0
         return bool(every) and trainer.global_step % every == 0
 
-    def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.global_step not in self.moments:
+    def _save_if_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        overdue, asked = self._agreed(trainer, [time.monotonic() - self.saved >= self.seconds, self.asked])
+        if trainer.global_step >= trainer.max_steps:  # what ends is not continued
             return
+        if trainer.global_step in self.moments or ((overdue or asked) and self._at_any(trainer)):
+            self._save(trainer, pl_module)
+            if asked:
+                raise SystemExit(TERMINATED)
+
+    def _at_any(self, trainer: pl.Trainer) -> bool:
+        """Whether a step may be saved that is none of the moments."""
+        return not self._validated(trainer) or self.validated_every == 1
+
+    def _agreed(self, trainer: pl.Trainer, mine: Sequence[bool]) -> list[bool]:
+        """What some process wants: all of them do the same after the same step."""
+        if trainer.world_size == 1:
+            return list(mine)
+        wanted = torch.tensor(mine, dtype=torch.float32, device=trainer.strategy.root_device)
+        return [share > 0 for share in trainer.strategy.reduce(wanted, reduce_op="mean").tolist()]
+
+    def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.check(trainer, pl_module)
         trainer.save_checkpoint(self.folder / f"{trainer.global_step:07d}{SUFFIX}", weights_only=False)
         for folder in self.kept_in() if trainer.is_global_zero else ():
             passed = [path for path in numbered(folder) if int(path.stem) <= trainer.global_step]
             for path in passed[KEPT:]:
                 remove(path)
+        self.saved = time.monotonic()
 
     def check(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse to save weights that are no numbers."""
@@ -192,4 +227,4 @@ def finite(trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
 
 def checkpoints(folder: Path, training: Training) -> list[pl.Callback]:
     """The checkpoint callback, unless switched off."""
-    return [Checkpoints(folder, training)] if training.checkpoints else []
+    return [Checkpoints(folder, training)] if training.saves else []

@@ -68,8 +68,8 @@ class Devices:
 def surroundings() -> ClusterEnvironment | None:
     """Who starts the processes: torchrun, SLURM, or (None: as Lightning finds) this one.
 
-    SLURM is not asked to save on its own when time runs out: a killed run continues from its newest checkpoint, and two sets
-    of checkpoints would compete. A job of one task starts its further processes itself.
+    Lightning is not asked to save for SLURM when time runs out: a run that gets SIGTERM saves itself (``Checkpoints``), and two
+    sets of checkpoints would compete. A job of one task starts its further processes itself.
     """
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()

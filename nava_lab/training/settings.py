@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+TERMINATED = 128 + 15  # the status, as shells tell it, of what SIGTERM has ended
+
 
 @dataclass(frozen=True)
 class Training:
@@ -22,7 +24,10 @@ class Training:
         ema_half_life: half-life of the averaged weights, as a share of the steps; 0 for no averaging.
         validations: how often the validation loss is taken, evenly spread; 0 for never.
         validation_clips: on how many clips.
-        checkpoints: how often the run is saved on the way, evenly spread; 0 for never.
+        checkpoints: how often the run is saved on the way, evenly spread. Saving changes no number, so neither this nor the
+            next is a part of what a run is.
+        checkpoint_minutes: after how many minutes since it was last saved it is saved besides; 0 for never. Where both are 0
+            nothing is saved on the way, nor when the run is asked to end (SIGTERM).
     """
 
     steps: int = 400
@@ -37,6 +42,7 @@ class Training:
     validations: int = 10
     validation_clips: int = 128
     checkpoints: int = 10
+    checkpoint_minutes: float = 10.0
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "lr", "clip_norm", "validation_clips"):
@@ -45,7 +51,7 @@ class Training:
         for name in ("warmup", "beta1", "beta2", "ema_half_life"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"training.{name}={getattr(self, name)} must lie in [0, 1)")
-        for name in ("weight_decay", "validations", "checkpoints"):
+        for name in ("weight_decay", "validations", "checkpoints", "checkpoint_minutes"):
             if getattr(self, name) < 0:
                 raise ValueError(f"training.{name}={getattr(self, name)} must not be negative")
 
@@ -53,6 +59,11 @@ class Training:
         """Share of the peak learning rate at a step."""
         warm = max(1, round(self.warmup * self.steps))
         return min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.steps)))
+
+    @property
+    def saves(self) -> bool:
+        """Whether anything is saved on the way."""
+        return bool(self.checkpoints or self.checkpoint_minutes)
 
     def saved_after(self) -> frozenset[int]:
         """The steps after which the run is saved: evenly spread between start and end, and never on a validation's step.

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -28,7 +29,7 @@ from nava_lab.training import saved
 from nava_lab.training.data import WorldData
 from nava_lab.training.machine import Devices, prepare_layers
 from nava_lab.training.module import GenerativeModule
-from nava_lab.training.settings import Training
+from nava_lab.training.settings import TERMINATED, Training
 from nava_lab.training.sharding import full
 from tests.conftest import fitting
 from tests.ranks import needs_fork, together
@@ -185,7 +186,7 @@ def test_a_sharded_run_is_a_run_like_any_other_and_goes_on_anywhere(one, sharded
     assert all(path.is_dir() and len(list(path.glob("*.distcp"))) == 2 for path in checkpoints)
     alone = begun(sharded, tmp_path / sharded.name)
     told = []
-    resumed(alone, ["trainer=cpu"], told.append)
+    resumed(alone, ["trainer=cpu", "training.checkpoints=3", "training.checkpoint_minutes=0"], told.append)
     assert any("continuing from" in line for line in told)
     same_numbers(one, alone)
     machines = json.loads((alone / "record.json").read_text())["machines"]
@@ -287,7 +288,7 @@ def test_a_disk_that_is_full_for_one_process_ends_all_in_one_message_and_gets_it
     (failed,) = tmp_path.glob("*/failed.json")
     message = json.loads(failed.read_text())["error"]
     assert "the disk is full" in message
-    assert "its state is safe at step 5: free some space" in message
+    assert "its state is safe at step 5 (4 steps are lost): free some space" in message
     for rank in (0, 1):
         told = (tmp_path / f"told-{rank}").read_text()
         assert "Traceback" not in told
@@ -309,6 +310,23 @@ def test_a_disk_that_is_full_for_one_process_ends_all_in_one_message_and_gets_it
 def test_what_processes_met_becomes_an_error_like_any_other(met, raised, told):
     with pytest.raises(raised, match=told), saved.spoken(Path("0000001.ckpt")):
         raise CheckpointException("write", {rank: (error, None) for rank, error in met.items()})
+
+
+def test_a_process_that_is_asked_to_end_has_all_save_and_end(one, tmp_path):
+    """SIGTERM reaches one of two, as when a job's time runs out."""
+
+    class Asked(pl.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, index):
+            if trainer.global_rank == 1 and trainer.global_step == 6:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    config = load([*SMALL, "trainer=ddp", *TWO, f"output.root={tmp_path}"])
+    assert together(lambda rank: run(config, lambda message: None, [Asked()])) == [TERMINATED, TERMINATED]
+    (folder,) = tmp_path.glob("unified-*")
+    assert [path.name for path in saved.numbered(folder / "checkpoints")] == ["0000006.ckpt", "0000005.ckpt"]
+    assert not (folder / "failed.json").exists()
+    resumed(folder, ["trainer=cpu"], lambda message: None)
+    same_numbers(one, folder)
 
 
 def test_an_unreadable_sharded_checkpoint_is_named_and_passed_over(sharded, tmp_path):

@@ -158,7 +158,8 @@ def test_identity_is_the_whole_config_and_the_data():
     ):
         assert run_hash(load([override]).resolved, "d") != run_hash(base.resolved, "d")
     assert run_hash(base.resolved, "d") != run_hash(base.resolved, "e")
-    assert run_hash(load(["output.root=elsewhere", "logger=csv"]).resolved, "d") == run_hash(base.resolved, "d")
+    how = ["output.root=elsewhere", "logger=csv", "training.checkpoints=3", "training.checkpoint_minutes=1"]
+    assert run_hash(load(how).resolved, "d") == run_hash(base.resolved, "d")
 
 
 def test_guidance_that_is_off_is_no_part_of_a_run():

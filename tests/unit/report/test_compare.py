@@ -138,6 +138,11 @@ def test_every_part_of_a_config_is_compared_unless_it_is_named(tmp_path, name):
         assert f"{NAMES.get(name, name)} differs (something: None, 1)" in found.summary
 
 
+def test_how_often_a_run_is_saved_is_no_difference(tmp_path):
+    saved = ("training.checkpoints=3", "training.checkpoint_minutes=1")
+    assert compare([make_run(tmp_path, 0, 0.5, ("variant=unified",)), make_run(tmp_path, 0, 0.5, saved)]).status != "not ranked"
+
+
 def test_a_warm_start_is_no_start_from_scratch_unless_a_study_asks_about_it(tmp_path):
     warm = make_run(tmp_path, 0, 0.5, ("variant=dual_tower",))
     config = yaml.safe_load((warm / "config.yaml").read_text())

@@ -1,17 +1,20 @@
 """What a run stops of by itself ends in one message, with its state safe, and the same command continues it."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
 
-from nava_lab.cli import main
+from nava_lab.cli import in_one_line, main
 from nava_lab.config import load
 from nava_lab.study import run as running
 from nava_lab.study.failures import RunFailed
 from nava_lab.training import saved
+from nava_lab.training.settings import TERMINATED
 
 SMALL = [
     *("experiment=smoke", "variant=unified", "variant.depth=2", "budget.parameters=60_000", "world=gaussian"),
@@ -29,6 +32,10 @@ class At(pl.Callback):
     def on_train_batch_end(self, trainer, module, outputs, batch, index):
         if trainer.global_step == self.step:
             self.do(trainer, module)
+
+
+def ask_to_end(trainer, module):
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def no_room_for_the_next(trainer, module):
@@ -74,9 +81,49 @@ def test_a_failure_says_where_the_run_is_and_what_to_do(name, tmp_path, unbroken
     assert json.loads((folder / "failed.json").read_text())["error"] == told
     running.run(config, lambda message: None)
     assert not (folder / "failed.json").exists()
+    ends_as(unbroken, folder)
+
+
+def ends_as(unbroken, folder):
     for file in ("metrics.jsonl", "per_clip.json", "model.safetensors"):
         mine, other = ((path / file).read_bytes() for path in (folder, unbroken))
         assert mine[-50_000:] == other[-50_000:], file  # the head of a safetensors file tells the seconds
+
+
+def test_who_is_asked_to_end_saves_first(tmp_path, unbroken, capsys):
+    """SIGTERM, after a step at which nothing was due; validated ones wait for the next."""
+    config = load([*SMALL, f"output.root={tmp_path}"])
+    for step, saved_at in ((3, 3), (4, 5)):
+        with pytest.raises(SystemExit) as ended:
+            in_one_line(lambda step=step: running.run(config, lambda message: None, [At(step, ask_to_end)]))
+        assert ended.value.code == TERMINATED == 143
+        assert "saved and ended, as SIGTERM asks" in capsys.readouterr().err
+        (folder,) = tmp_path.glob("unified-*")
+        assert saved.numbered(folder / "checkpoints")[0].name == f"{saved_at:07d}.ckpt"
+    assert not (folder / "failed.json").exists()
+    before = signal.getsignal(signal.SIGTERM)
+    running.run(config, lambda message: None, [At(8, ask_to_end)])  # what is done with training goes on
+    ends_as(unbroken, folder)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_run_is_saved_when_the_last_time_is_long_ago_and_is_the_same_run(tmp_path, unbroken):
+    config = load([*SMALL, f"output.root={tmp_path}", "training.checkpoints=0", "training.checkpoint_minutes=1e-9"])
+    folder = running.run(config, lambda message: None)
+    assert folder.name == unbroken.name
+    assert [path.name for path in saved.numbered(folder / "checkpoints")] == ["0000007.ckpt", "0000006.ckpt"]
+    ends_as(unbroken, folder)
+
+
+@pytest.mark.parametrize(
+    ("checkpoints", "told"), [(0, "nothing had been saved yet, so 5 steps are lost"), (1, "safe at step 4 (1 step is lost)")]
+)
+def test_the_steps_that_are_lost_are_named(checkpoints, told, tmp_path):
+    more = [f"training.checkpoints={checkpoints}", "training.checkpoint_minutes=0", "training.validations=0"]
+    config = load([*SMALL, *more, f"output.root={tmp_path}"])
+    with pytest.raises(RunFailed) as caught:
+        running.run(config, lambda message: None, [At(5, lambda *_: bytearray(1 << 60))])
+    assert told in str(caught.value)
 
 
 class Spoil(pl.Callback):

@@ -135,8 +135,8 @@ HOW = ("trainer", *NOT_PART, "evaluation.batch_size", "evaluation.branch_rows")
 def resumed(folder: Path, overrides: Sequence[str], tell: Tell = print) -> Path:
     """Continue a begun run on another machine (``trainer.devices=1``, ``trainer=fsdp``) or in smaller pieces.
 
-    It stays the run that it was begun as: its folder, its name and its ``config.yaml``. Its record lists the machines. Numbers
-    then agree with an unbroken run's to rounding, no longer bit for bit.
+    It stays the run that it was begun as: its folder, its name, its ``config.yaml`` and its precision, whatever the new machine's
+    would be. Its record lists the machines. Numbers then agree with an unbroken run's to rounding, no longer bit for bit.
     """
     for part in overrides:
         key = part.split("=")[0].lstrip("+")
@@ -147,7 +147,14 @@ def resumed(folder: Path, overrides: Sequence[str], tell: Tell = print) -> Path:
         raise ConfigError(f"{folder} was begun by other code (revision {made['revision']}): check that out to continue it")
     plain = [part for part in overrides if part.split("=")[0] != "trainer"]
     machine = next((part.split("=", 1)[1] for part in overrides if part.startswith("trainer=")), "")
-    return run(from_file(folder / "config.yaml", [*machine_settings(machine), *plain]), tell, begun=folder)
+    precision = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["trainer"]["precision"]
+    config = from_file(folder / "config.yaml", [*machine_settings(machine), f"trainer.precision={precision}", *plain])
+    if config.trainer.precision != precision:
+        raise ConfigError(
+            f"trainer.precision={config.trainer.precision} would make another run than one that was begun in {precision}: "
+            "leave it out to continue this one"
+        )
+    return run(config, tell, begun=folder)
 
 
 def made_of(folder: Path) -> str:

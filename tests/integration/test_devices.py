@@ -220,6 +220,10 @@ def test_bf16_trains(one, tmp_path):
     half = run(load([*SMALL, "trainer=cpu", "trainer.precision=bf16-mixed", f"output.root={tmp_path}"]), lambda message: None)
     assert all(other == pytest.approx(mine, rel=0.05) for mine, other in zip(log_of(one), log_of(half), strict=True))
     assert log_of(one) != log_of(half)
+    alone = begun(half, tmp_path / "begun" / half.name)
+    resumed(alone, ["trainer=cpu"], lambda message: None)  # whose own precision is another
+    assert "machines" not in json.loads((alone / "record.json").read_text())
+    same_numbers(half, alone)
     for precision, why in (("bf16-true", "would lose AdamW's small steps"), ("16-mixed", "needs a GPU")):
         with pytest.raises(ConfigError, match=why):
             load([*SMALL, "trainer=cpu", f"trainer.precision={precision}"])
@@ -234,6 +238,10 @@ def test_a_distributed_run_is_refused_where_it_cannot_be_meant(one, tmp_path, mo
         resumed(one, ["trainer=fdsp"])
     with pytest.raises(ConfigError, match=r"training.lr=1 would make another run"):
         resumed(one, ["training.lr=1"])
+    with pytest.raises(
+        ConfigError, match=r"trainer.precision=bf16-mixed would make another run than one that was begun in 32-true"
+    ):
+        resumed(one, ["trainer.precision=bf16-mixed"])
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
     for key, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(key, value)

@@ -143,6 +143,15 @@ def slope(sizes: Sequence[float], times: Sequence[float]) -> float:
     return statistics.linear_regression(x, y).slope
 
 
+def too_steep(series: Sequence[dict[str, Any]]) -> list[str]:
+    """What grows faster than it should, each with its exponent."""
+    return [
+        f"{line['variant']} over {line['axis']}: {line['exponent']:.2f} (at most {line['most']:.2f})"
+        for line in series
+        if line["exponent"] > line["most"]
+    ]
+
+
 def show_scaling(series: Sequence[dict[str, Any]]) -> None:
     """The table, and what grows faster than it should."""
     table = Table(title="a training step's time, one thing doubled twice; ms", title_justify="left")
@@ -155,7 +164,4 @@ def show_scaling(series: Sequence[dict[str, Any]]) -> None:
     console = Console()
     console = console if console.is_terminal else Console(width=112)
     console.print(table)
-    over = [
-        f"{line['variant']} over {line['axis']}: {line['exponent']:.2f}" for line in series if line["exponent"] > line["most"]
-    ]
-    console.print(f"grows faster than it should: {'; '.join(over) or 'nothing'}", soft_wrap=True, highlight=False)
+    console.print(f"grows faster than it should: {'; '.join(too_steep(series)) or 'nothing'}", soft_wrap=True, highlight=False)

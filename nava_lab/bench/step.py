@@ -26,11 +26,12 @@ from rich.table import Table
 
 from nava_lab.bench.peers import peers
 from nava_lab.bench.products import alone, flops
-from nava_lab.bench.scaling import scaled, show_scaling
+from nava_lab.bench.scaling import scaled, show_scaling, too_steep
 from nava_lab.bench.subject import PHASES, Subject
 from nava_lab.config import Config, load
 from nava_lab.report.table import number, short
 from nava_lab.streams import Interface
+from nava_lab.study.run import device_of
 
 FLOOR_ONE_SPACE, FLOOR = 1.6, 1.9  # most of the floor's time: where everything shares one row of tokens, and elsewhere
 DIFFUSERS = 0.95  # most of diffusers' time at equal shapes
@@ -149,7 +150,7 @@ def missed(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """``nava bench step [variant=A,B] [KEY=VALUE ...]``; 1 where a target is missed."""
+    """``nava bench step [variant=A,B] [KEY=VALUE ...]``; 1 where a target is missed, or a cost grows faster than it should."""
     options, flags, overrides = _read(arguments)
     if not options["--rounds"].isdigit() or int(options["--rounds"]) < 1:
         raise ValueError(f"--rounds={options['--rounds']} must be a whole number of at least 1")
@@ -158,16 +159,20 @@ def main(arguments: Sequence[str]) -> int:
         print(message, file=sys.stderr, flush=True)
 
     configs = list(each(overrides))
-    about = {"device": "cpu", "threads": torch.get_num_threads(), "torch": torch.__version__, "rounds": int(options["--rounds"])}
+    about = {
+        "device": str(device_of(configs[0][0])),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "rounds": int(options["--rounds"]),
+    }
     if "--scaling" in flags:
         series = [line for config, rest in configs for line in scaled(config, rest, int(options["--rounds"]), tell)]
         if "--json" in flags:
-            print(json.dumps({**about, "scaling": series}, indent=2))
+            print(json.dumps({**about, "missed": too_steep(series), "scaling": series}, indent=2))
         else:
             show_scaling(series)
-        return 0
+        return int(bool(too_steep(series)))
     subjects = [Subject(config) for config, _ in configs]
-    about["device"] = str(subjects[0].device)
     if options["--profile"]:
         for subject in subjects:
             subject.step()

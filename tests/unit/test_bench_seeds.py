@@ -23,10 +23,20 @@ def test_the_target_is_about_what_training_would_choose(monkeypatch, capsys):
     def rows(ratio, *_):
         return [{"seeds": 8, "at_once": many, "step_ms": 1.0, "samples_per_s": 1.0, "ratio": ratio[many]} for many in ratio]
 
-    for ratio, code in (({1: 1.0, 8: 0.5}, 0), ({1: 0.9, 8: 2.0}, 1)):
+    cases = (({1: 1.0, 8: 0.5}, "nothing"), ({1: 0.9, 8: 2.0}, "8 seeds 0.900 (at least 1)"), ({1: 0.996}, "8 seeds 0.996"))
+    for ratio, told in cases:
         monkeypatch.setattr(seeds, "measure", lambda *_, ratio=ratio: rows(ratio))
-        assert main([*SMALL, "training.batch_size=64"]) == code
-        capsys.readouterr()
+        assert main([*SMALL, "training.batch_size=64"]) == int(told != "nothing")
+        assert f"missed: {told}" in capsys.readouterr().out
+
+
+def test_what_training_would_choose_is_measured_though_nobody_asks(monkeypatch, capsys):
+    """Left out it would miss no target."""
+    monkeypatch.setattr(seeds, "seconds", lambda config, count, together: [1.0 + count * (together > 1)])
+    assert main([*SMALL, "--seeds=2,3", "--together=1", "--rounds=1", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert [(row["seeds"], row["at_once"]) for row in found["rows"]] == [(1, 0), (2, 1), (2, 2), (3, 1), (3, 3)]
+    assert found["missed"] == ["2 seeds 0.667 (at least 1)", "3 seeds 0.750 (at least 1)"]
 
 
 def test_cost_per_seed_is_an_exponent():

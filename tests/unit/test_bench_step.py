@@ -85,8 +85,10 @@ def test_scaling_fits_a_slope(capsys, monkeypatch):
     monkeypatch.setattr(scaling.os, "sched_getaffinity", lambda process: {0, 1})
     monkeypatch.setattr(scaling.devices, "measure", lambda settings, strategy, count, steps: {"step_ms": 3.0 * count})
     assert slope((1, 2, 4), (3.0, 6.0, 12.0)) == pytest.approx(1)
-    assert main(["variant=unified", "world=gaussian", *SMALL, "--scaling", "--rounds=1", "--json"]) == 0
-    series = {line["axis"]: line for line in json.loads(capsys.readouterr().out)["scaling"]}
+    assert main(["variant=unified", "world=gaussian", *SMALL, "--scaling", "--rounds=1", "--json"]) == 1
+    made = json.loads(capsys.readouterr().out)
+    series = {line["axis"]: line for line in made["scaling"]}
+    assert "unified over processes: 1.00 (at most 0.15)" in made["missed"]
     assert set(series) == {"tokens", "depth", "width", "batch", "seeds", "processes"}
     assert [point["setting"] for point in series["seeds"]["points"]] == ["seeds=1", "seeds=2", "seeds=4"]
     assert [point["step_ms"] for point in series["processes"]["points"]] == pytest.approx([3, 6])
@@ -94,6 +96,19 @@ def test_scaling_fits_a_slope(capsys, monkeypatch):
     assert [point["setting"] for point in series["depth"]["points"]] == [f"variant.depth={depth}" for depth in (2, 4, 8)]
     assert [point["setting"] for point in series["width"]["points"]] == [f"budget.width={width}" for width in (16, 32, 64)]
     assert series["depth"]["exponent"] == pytest.approx(slope((1, 2, 4), [p["step_ms"] for p in series["depth"]["points"]]))
+
+
+def test_what_grows_faster_than_it_should_is_named_and_no_success(monkeypatch, capsys):
+    """Also in JSON, which says on what it was measured."""
+    line = {"variant": "a", "axis": "depth", "points": [{"step_ms": 1.0}], "exponent": 1.2, "most": 1.05}
+    monkeypatch.setattr(step, "device_of", lambda config: torch.device("cuda"))
+    for exponent, told in ((1.2, ["a over depth: 1.20 (at most 1.05)"]), (1.05, [])):
+        monkeypatch.setattr(step, "scaled", lambda *_, exponent=exponent: [{**line, "exponent": exponent}])
+        assert main(["variant=unified", *SMALL, "--scaling", "--json"]) == len(told)
+        made = json.loads(capsys.readouterr().out)
+        assert (made["missed"], made["device"]) == (told, "cuda")
+        assert main(["variant=unified", *SMALL, "--scaling"]) == len(told)
+        assert f"faster than it should: {told[0] if told else 'nothing'}" in capsys.readouterr().out
 
 
 def test_what_is_not_known_is_refused():

@@ -6,7 +6,9 @@ within one round, so that a machine that is busy for a while slows all of them a
 - x floor: the whole step (clips, draws, forward, backward, clipping, AdamW, average) over its matrix products alone
   (``bench.products`` says what is in them and what is not).
 - x Wan, x LTX-2: forward and backward of our version of that transformer over diffusers', at the row's sizes.
-- memory: bytes at the fullest moment of a step. MFU: the budget's training FLOPs over the GPU's bf16 peak.
+- products: those in the floor over the budget's training FLOPs; layers that are computed again
+  (trainer.checkpoint_activations) are in the floor twice, so that it is no longer what the step cannot do without.
+- memory: bytes at the fullest moment of a step. MFU: the budget's training FLOPs over the bf16 peak, of GPUs that are known.
 - Lightning: what a step takes under Lightning's Trainer, beside the sum of the parts.
 """
 
@@ -35,7 +37,17 @@ from nava_lab.study.run import device_of
 
 FLOOR_ONE_SPACE, FLOOR = 1.6, 1.9  # most of the floor's time: where everything shares one row of tokens, and elsewhere
 DIFFUSERS = 0.95  # most of diffusers' time at equal shapes
-PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40": 181e12, "4090": 165e12}  # dense bf16 FLOPs per second
+# Dense bf16 FLOPs per second by the name that the driver tells: cards of one letter and number differ.
+PEAKS = {
+    "NVIDIA H200": 989e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
+    **dict.fromkeys(("NVIDIA A100-SXM4-40GB", "NVIDIA A100-SXM4-80GB", "NVIDIA A100-PCIE-40GB", "NVIDIA A100 80GB PCIe"), 312e12),
+    "NVIDIA L40": 181e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA GeForce RTX 4090": 165e12,
+}
 OPTIONS = {"--rounds": "9", "--profile": ""}
 FLAGS = ("--json", "--scaling", "--no-peers")
 Tell = Callable[[str], None]
@@ -129,8 +141,7 @@ def _ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
 def _peak_flops(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for key, peak in PEAKS.items() if key in name), None)
+    return PEAKS.get(torch.cuda.get_device_name(device))
 
 
 def missed(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -227,6 +238,7 @@ def show(rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> None:
         "Lightning",
         "floor",
         "x floor",
+        "products",
         *(f"x {n}" for n in names),
         "peak MiB",
         "MFU",
@@ -242,6 +254,7 @@ def show(rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> None:
             number(row["lightning_ms"], 1),
             number(row["floor_ms"], 1),
             number(row["to_floor"], 2),
+            number(row["floor_flops"] / row["budget_flops"], 2),
             *(number(row["peers"].get(name, {}).get("ratio"), 2) for name in names),
             number(row["peak_bytes"] / 2**20, 0),
             number(row["mfu"], 2),

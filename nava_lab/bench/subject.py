@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from nava_lab.bench.products import Product, recorded
-from nava_lab.config import Config
+from nava_lab.config import Config, ConfigError, device_count
 from nava_lab.rng import generators, stable_seed
 from nava_lab.study.build import network, parts
 from nava_lab.study.run import device_of
@@ -32,15 +32,29 @@ from nava_lab.training.module import GenerativeModule
 PHASES = ("data", "forward", "backward", "optimiser")
 
 
+def check_timed(config: Config) -> None:
+    """Refuse what would change a training's step and is not in this one."""
+    machine = config.trainer
+    left_out = {
+        f"trainer.accumulate={machine.accumulate}": machine.accumulate > 1,
+        f"trainer.devices={machine.devices} on trainer.nodes={machine.nodes} (nava bench devices)": device_count(machine) > 1,
+        f"trainer.strategy={machine.strategy} (nava bench devices)": machine.strategy != "auto",
+        f"trainer.precision={machine.precision} (whose scaled losses are no part of this step)": machine.precision == "16-mixed",
+    }
+    if found := [name for name, asked in left_out.items() if asked]:
+        raise ConfigError(f"this bench times a plain step on one device: leave out {', '.join(found)}")
+
+
 class Subject:
     """A variant at its size, ready to train.
 
     Args:
-        config: as for ``nava train``.
+        config: as for ``nava train``; what this step leaves out is refused (``check_timed``).
         label: its row in the table.
     """
 
     def __init__(self, config: Config, label: str = ""):
+        check_timed(config)
         config.world.prepare()
         self.config, self.device = config, device_of(config)
         self.label = label or config.variant.name
@@ -49,7 +63,8 @@ class Subject:
         self.module = self._module().to(self.device)
         self.model = self.module.network
         self.optimizer: torch.optim.AdamW = self.module.configure_optimizers()["optimizer"]
-        self.average = [part.detach().clone() for part in self.model.parameters()]
+        averaged = list(self.model.parameters()) if config.training.ema_half_life else []
+        self.average = [part.detach().clone() for part in averaged]
         self.parameters = sum(part.numel() for part in self.model.parameters())
         self.steps = 0
 
@@ -89,7 +104,8 @@ class Subject:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.training.clip_norm)
         self.optimizer.step()
         with torch.no_grad():
-            torch._foreach_lerp_(self.average, list(self.model.parameters()), 0.01)
+            if self.average:
+                torch._foreach_lerp_(self.average, list(self.model.parameters()), 0.01)
         self.optimizer.zero_grad()
         moments.append(self.now())
         self.steps += 1
@@ -107,12 +123,13 @@ class Subject:
         held: list[Tensor] = [*self.model.parameters(), *self.average]
         held += [part for state in self.optimizer.state.values() for part in state.values() if isinstance(part, Tensor)]
         before = sum(part.numel() * part.element_size() for part in held)
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
-            self.step()
-        if self.device.type == "cuda":
+        if self.device.type == "cuda":  # on which other subjects and peers lie, too
+            others = torch.cuda.memory_allocated(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
             self.step()
-            return torch.cuda.max_memory_allocated(self.device)
+            return before + torch.cuda.max_memory_allocated(self.device) - others
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+            self.step()
         events = [event for event in watched.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
         most = now = 0
         for event in sorted(events, key=lambda event: event.start_ns()):

@@ -1,6 +1,8 @@
 """``nava bench step``: the floor counted by hand, the table's identities, what is refused. Its ratios belong to a quiet machine."""
 
+import dataclasses
 import json
+import re
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ from nava_lab.bench import BENCHES, products, scaling, step
 from nava_lab.bench.products import Product, Spec, alone, flops, recorded
 from nava_lab.bench.scaling import slope
 from nava_lab.bench.step import main, missed
+from nava_lab.bench.subject import Subject
+from nava_lab.config import ConfigError, load
 
 SMALL = [
     "budget.width=16",
@@ -109,6 +113,55 @@ def test_what_grows_faster_than_it_should_is_named_and_no_success(monkeypatch, c
         assert (made["missed"], made["device"]) == (told, "cuda")
         assert main(["variant=unified", *SMALL, "--scaling"]) == len(told)
         assert f"faster than it should: {told[0] if told else 'nothing'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "asked", ["trainer.accumulate=2", "trainer.devices=2", "trainer.strategy=ddp", "trainer.precision=16-mixed"]
+)
+def test_what_this_step_leaves_out_is_refused(asked):
+    key, value = asked.removeprefix("trainer.").split("=")
+    config = load(["variant=unified", *SMALL])
+    machine = dataclasses.replace(config.trainer, **{key: int(value) if value.isdigit() else value})
+    with pytest.raises(ConfigError, match=f"leave out {asked}"):
+        Subject(dataclasses.replace(config, trainer=machine))
+
+
+def test_the_average_is_timed_where_there_is_one():
+    plain, averaged = (Subject(load(["variant=unified", *SMALL, f"training.ema_half_life={share}"])) for share in (0, 0.02))
+    assert not plain.average
+    assert len(averaged.average) == len(list(averaged.model.parameters()))
+    plain.step()
+
+
+def test_layers_that_are_computed_again_show_in_the_products(capsys):
+    wide = ["variant=unified", "budget.parameters=null", "budget.width=64", "budget.hidden=256", "variant.depth=4", *SMALL[4:]]
+    plain = Subject(load(wide))
+    plain.step()
+    least = flops(plain.products()) / (plain.batch_size * plain.built.solution.cost.flops_per_sample)
+    main([*wide, "trainer.checkpoint_activations=true", "--rounds=1", "--no-peers"])
+    told = capsys.readouterr().out
+    head, row = (next(line for line in told.splitlines() if word in line) for word in ("products", " unified"))
+    place = [part.strip() for part in re.split("[┃│]", head)].index("products")
+    assert float(re.split("[┃│]", row)[place]) > 1.1 * least  # a third of what layers multiply comes again
+
+
+def test_memory_on_a_gpu_is_the_subjects_own(monkeypatch):
+    """What others hold there is taken off what the device has given out."""
+    subject = Subject(load(["variant=unified", *SMALL]))
+    subject.step()
+    monkeypatch.setattr(subject, "device", torch.device("cuda"))
+    monkeypatch.setattr(subject, "step", lambda: {})
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 10**9)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 10**9 + 77)
+    held = sum(part.numel() * part.element_size() for part in subject.model.parameters())
+    assert 4 * held + 77 <= subject.peak() <= 4.1 * held + 77  # weights, their average, two moments
+
+
+def test_the_peak_of_a_card_is_known_by_its_whole_name(monkeypatch):
+    for name, peak in (("NVIDIA L40S", 362e12), ("NVIDIA L40", 181e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA H1000", None)):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
+        assert step._peak_flops(torch.device("cuda")) == peak
 
 
 def test_what_is_not_known_is_refused():

@@ -36,12 +36,18 @@ class Question:
         setting: that decides it; empty where none does.
         where: the modules that answer, by path.
         read: the answer of one; None from a module that has none.
+        mends: the overrides that make the model agree, where the source's answer is no value of the setting.
     """
 
     name: str
     setting: str
     where: str
     read: Callable[[nn.Module], Any]
+    mends: str = ""
+
+    def remedy(self, answer: Any) -> str:
+        """The overrides by which a model answers so; empty where none do."""
+        return self.mends or (f"{self.setting}={_shown(answer)}" if self.setting else "")
 
 
 def _kind(module: nn.Module) -> str | None:
@@ -65,6 +71,23 @@ def _modulation(module: nn.Module) -> str | None:
     return "none" if made is None else "own" if getattr(made, "own", False) else "adaln"
 
 
+def _bridged(model: nn.Module) -> str | None:
+    """Which of the layers where modalities could meet let them: "all", or their numbers; None of a model without towers."""
+    layers = zip(model.blocks, model.passes, strict=True)  # type: ignore[arg-type]
+    met = [block.bridge is not None for block, only in layers if hasattr(block, "bridge") and len(only or model.generated) > 1]  # type: ignore[arg-type]
+    return "all" if all(met) and met else ",".join(str(at) for at, has in enumerate(met) if has) or "none" if met else None
+
+
+def _bridge(name: str, read: Callable[[Any], Any] | None = None) -> Question:
+    """What an exchange chooses, where its kind has such a choice."""
+
+    def answer(part: nn.Module) -> Any:
+        config = getattr(part, "config", None)  # a newcomer's need have none
+        return None if config is None else getattr(config, name, None) if read is None else read(config)
+
+    return Question(f"bridge.{name}", f"variant.bridge.{name}", r"\.bridge$", answer)
+
+
 LAYER = r"^blocks\.\d+\.(?:storeys\.parts\.\w+\.(?:(?:low|high)\.)?)?"
 QUESTIONS = (
     Question("heads", "variant.heads", LAYER + r"attention$", lambda part: getattr(part, "heads", None)),
@@ -86,13 +109,12 @@ QUESTIONS = (
     Question("ends.bias", "variant.ends.bias", r"^heads\.\w+$", lambda part: part.linear.bias is not None),
     Question("text_modulation", "variant.layers.text_modulation", r"^$", lambda part: part.prompt is not None),
     Question("ends.norm", "variant.ends.norm", r"^heads\.\w+\.norm$", _kind),
+    Question("bridge.layers", "", r"^$", _bridged, "variant.bridge.placement=full variant.bridge.every=1"),
+    Question("bridge.kind", "variant.bridge.kind", r"\.bridge$", lambda part: getattr(part, "kind", "another")),
+    *(_bridge(name) for name in ("gate", "at", "directions", "inner", "normed", "rotary", "qk_norm", "head_gates")),
+    _bridge("level", lambda config: config.level if getattr(config, "gate", "") == "level" else None),
     Question("bridge.norm", "variant.bridge.norm", r"\.bridge\.norms\.\w+$", _kind),
-    Question(
-        "bridge.rotary",
-        "variant.bridge.rotary",
-        r"\.bridge(\.readers\.parts\.\w+)?$",
-        lambda part: getattr(part, "rotary", None),
-    ),
+    Question("bridge.affine", "variant.bridge.affine", r"\.bridge\.norms\.\w+$", lambda part: part.weight is not None),
 )
 NAMES = (*(question.name for question in QUESTIONS), CLOCK)
 
@@ -169,9 +191,9 @@ def agreement(
             owners = (fact.modality,) if fact.modality else modalities
             ours = {answer for owner in (*owners, SHARED) for answer in answers.get((fact.ours, owner), ())}
             if other := sorted((answer for answer in ours if answer != found), key=str):
-                setting = next(question.setting for question in QUESTIONS if question.name == fact.ours)
+                question = next(question for question in QUESTIONS if question.name == fact.ours)
                 words = f"{label} is {_shown(found)} there and {' or '.join(map(_shown, other))} here"
-                differ.append(Difference(fact.ours, words, f"{setting}={_shown(found)}" if setting else ""))
+                differ.append(Difference(fact.ours, words, question.remedy(found)))
     slower = turns.get("clock.theta", THETA) / THETA  # a reach is told, and units follow from it and theta
     turns |= {fact.ours: turns[fact.ours] * slower for fact in facts if fact.reach and fact.ours in turns}
     if clocks := _clocks(model, rotary, rotary.settled(turns), modalities):

@@ -96,27 +96,53 @@ WAN = (
 )
 WAN_ROTARY = Rotary(Clock(hz=0.0, anchor="start"))
 
-OVI = (*WAN, Fact("bridge.rotary", usual=True))
+OVI = (
+    *WAN,
+    Fact("bridge.layers", usual="all"),
+    Fact("bridge.kind", usual="shared_query"),
+    Fact("bridge.gate", usual="none"),
+    Fact("bridge.directions", usual="both"),
+    Fact("bridge.rotary", usual=True),
+)
 OVI_ROTARY = Rotary(Clock(hz=0.0, anchor="start", index=True, scale={"audio": 0.19676}))
 
+LTX2_QK_NORM = Fact("qk_norm", ("qk_norm",), words={"rms_norm_across_heads": "full", "rms_norm": "full"}, usual="full")
+LTX2_NORM = Fact("norm", ("standardization_norm",), words={"rms_norm": "rms"}, usual="rms")
+LTX2_GATES = Fact("head_gates", sign=("transformer_blocks.0.attn1.to_gate_logits.weight",), words={True: 2.0, False: 0.0})
+# What the exchange is gated by: its table in either dialect.
+LTX2_EXCHANGE = (
+    "transformer_blocks.0.scale_shift_table_a2v_ca_video",
+    "transformer_blocks.0.video_a2v_cross_attn_scale_shift_table",
+)
 LTX2 = (
     Fact("heads", ("num_attention_heads",), channels=128, modality="video"),
     Fact("heads", ("audio_num_attention_heads",), channels=64, modality="audio"),
-    Fact("qk_norm", ("qk_norm",), words={"rms_norm_across_heads": "full", "rms_norm": "full"}, usual="full"),
-    Fact("norm", ("standardization_norm",), words={"rms_norm": "rms"}, usual="rms"),
+    LTX2_QK_NORM,
+    LTX2_NORM,
     Fact("eps", ("norm_eps",), usual=1e-6),
     Fact("text_norm", ("norm_elementwise_affine",), words={True: "affine", False: "plain"}, usual="plain"),
     Fact("text_place", usual="cross"),
     Fact("text_after", usual=0),
     Fact("feed_forward", ("activation_fn",), words={"gelu-approximate": "gelu"}, usual="gelu"),
     Fact("modulation", usual="adaln"),
-    Fact("head_gates", sign=("transformer_blocks.0.attn1.to_gate_logits.weight",), words={True: 2.0, False: 0.0}),
+    LTX2_GATES,
     Fact("text_modulation", sign=("transformer_blocks.0.prompt_scale_shift_table",), words={True: True, False: False}),
     Fact("bias", ("attention_bias",), usual=True),
     Fact("ends.norm", usual="layer"),
     Fact("ends.bias", usual=True),
-    Fact("bridge.norm", usual="rms"),
+    Fact("bridge.layers", usual="all"),
+    Fact("bridge.kind", usual="cross"),
+    Fact("bridge.gate", sign=LTX2_EXCHANGE, words={True: "level", False: "none"}),
+    Fact("bridge.level", usual="other"),
+    Fact("bridge.at", usual="middle"),
+    Fact("bridge.directions", usual="both"),
+    Fact("bridge.inner", usual="narrow"),
+    Fact("bridge.normed", usual="both"),
     Fact("bridge.rotary", usual=True),
+    replace(LTX2_QK_NORM, ours="bridge.qk_norm"),
+    replace(LTX2_GATES, ours="bridge.head_gates", sign=("transformer_blocks.0.audio_to_video_attn.to_gate_logits.weight",)),
+    replace(LTX2_NORM, ours="bridge.norm"),
+    Fact("bridge.affine", ("norm_elementwise_affine",), usual=False),
     Fact("clock.theta", ("rope_theta", "positional_embedding_theta"), usual=THETA),
     Fact("clock.hz", ("pos_embed_max_pos", "positional_embedding_max_pos.0"), reach=1.0, usual=math.pi * THETA / 20),
     Fact("clock.patch_hz", ("base_height", "positional_embedding_max_pos.1"), reach=32.0, usual=math.pi * THETA / 64),

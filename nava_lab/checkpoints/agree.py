@@ -219,6 +219,18 @@ def _answers(model: Denoiser) -> dict[tuple[str, str], set[Any]]:
     return found
 
 
+def answered(model: Denoiser, facts: tuple[Fact, ...], modalities: tuple[str, ...]) -> list[tuple[Fact, Any]]:
+    """A model's answers to the questions of facts; None where it has none, or several."""
+    answers, found = _answers(model), []
+    for fact in facts:
+        owners = (fact.modality,) if fact.modality else modalities
+        ours = {answer for owner in (*owners, SHARED) for answer in answers.get((fact.ours, owner), ())}
+        if fact.ours.startswith(f"{CLOCK}."):
+            ours = {getattr(model.clock, fact.ours.removeprefix(f"{CLOCK}."))}
+        found.append((fact, ours.pop() if len(ours) == 1 else None))
+    return found
+
+
 def _clocks(model: Denoiser, rotary: Rotary, clock: Clock, modalities: tuple[str, ...]) -> Difference | None:
     """The settings of the clock that turn tokens otherwise than the source's."""
     theirs = _settled(clock, model, modalities)

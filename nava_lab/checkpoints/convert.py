@@ -13,16 +13,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from nava_lab.attention.projections import Heads, SelfProjection
-from nava_lab.checkpoints.agree import NAMES, Agreement, agreement
+from nava_lab.checkpoints.agree import NAMES, Agreement, agreement, answered
+from nava_lab.checkpoints.facts import INTERLEAVED, PAIRS, SPLIT, Fact
 from nava_lab.checkpoints.files import CONFIG, Tensors
 from nava_lab.checkpoints.misfits import Misfit, remedy
 from nava_lab.checkpoints.names import ENDS, SHARED, canonical, layered, of_layer, part_of, second_expert
-from nava_lab.checkpoints.tables import DIALECTS, INTERLEAVED, SPLIT, Dialect, Entry
+from nava_lab.checkpoints.tables import DIALECTS, Dialect, Entry
 from nava_lab.models.denoiser import Denoiser
 from nava_lab.registry import nearest
 
@@ -279,11 +281,16 @@ def patch_of(tensors: Tensors, fills: list[Fill]) -> tuple[int, ...]:
 
 
 def pairs_of(tensors: Tensors) -> str:
-    """How a checkpoint's rotary pairs lie: as its config says, or as its layout has them."""
-    found = tensors.config.get("rope_type", detect(tensors)[0].pairs)
+    """How a checkpoint's rotary pairs lie: as its config says, or as every release of its layout has them."""
+    dialect, prefix = detect(tensors)
+    found = _pairs(dialect).answer(tensors, prefix, None)[0]
     if found not in (INTERLEAVED, SPLIT):
         raise ValueError(f"{tensors.config_at}: rope_type={found} is not one of {INTERLEAVED}, {SPLIT}, which are known here")
     return found
+
+
+def _pairs(dialect: Dialect) -> Fact:
+    return next(fact for fact in dialect.facts if fact.ours == PAIRS)
 
 
 def _head_dim(model: Denoiser, key: str) -> int:
@@ -313,17 +320,38 @@ def _to_ours(tensor: Tensor, entry: Entry, patch: tuple[int, ...]) -> Tensor:
     return tensor.unflatten(0, (prod(patch), -1)).transpose(0, 1).flatten(0, 1) if entry.shape == "patch_out" else tensor
 
 
+def layout_of(name: str) -> Dialect:
+    """A layout by its name."""
+    found = next((one for one in DIALECTS if one.name == name), None)
+    if found is None:
+        raise ValueError(f"no layout is called '{name}'; known: {', '.join(one.name for one in DIALECTS)}")
+    return found
+
+
+def config_of(model: Denoiser, dialect: str) -> dict[str, Any]:
+    """What a model computes by, as the config beside a checkpoint of this layout says it."""
+    chosen = layout_of(dialect)
+    found: dict[str, Any] = {}
+    asked = tuple(fact for fact in chosen.facts if fact.theirs and fact.modality in ("", *model.specs))
+    for fact, answer in answered(model, asked, chosen.modalities):
+        answer = fact.usual if fact.ours == PAIRS else answer
+        word = None if answer is None else fact.word(answer, model.clock.theta)
+        key, _, place = fact.theirs[min(chosen.told, len(fact.theirs) - 1)].partition(".")
+        if word is not None and place:
+            found[key] = [*found.get(key, []), word]
+        elif word is not None:
+            found[key] = word
+    return found
+
+
 def export(
     model: Denoiser, dialect: str = "wan", patch: tuple[int, ...] = (1, 2, 2), dtype: torch.dtype = torch.float32
 ) -> dict[str, Tensor]:
     """A model's weights in a checkpoint's layout: exactly what ``warm_start`` would read back.
 
-    Of weights that were copied, the dialect's own modality is taken. Rotary pairs lie as the layout has them where no config
-    says otherwise.
+    Of weights that were copied, the dialect's own modality is taken. Rotary pairs lie as every release of the layout has them.
     """
-    chosen = next((one for one in DIALECTS if one.name == dialect), None)
-    if chosen is None:
-        raise ValueError(f"no layout is called '{dialect}'; known: {', '.join(one.name for one in DIALECTS)}")
+    chosen = layout_of(dialect)
     table = chosen.table()
     found: dict[str, Tensor] = {}
     for key, ours in model.named_parameters():
@@ -331,7 +359,7 @@ def export(
             continue
         for entry in table.get(_wanted(key, chosen)[0], ()):
             rows = ours.detach().chunk(entry.part[1])[entry.part[0]]
-            if entry.turned and chosen.pairs == SPLIT:
+            if entry.turned and _pairs(chosen).usual == SPLIT:
                 rows = _halves(rows, _head_dim(model, key))
             found[of_layer(entry.theirs, key)] = _to_theirs(rows, entry, patch).to(dtype).contiguous().clone()
     return found

@@ -16,6 +16,8 @@ from nava_lab.checkpoints.files import Tensors
 from nava_lab.layers.rotary import Clock
 
 THETA = 10_000.0
+INTERLEAVED, SPLIT = "interleaved", "split"
+PAIRS = "pairs"  # how a checkpoint's rotary pairs lie; a model's are what they were read into
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,17 @@ class Fact:
             return width // self.channels, False
         return self.usual, False
 
+    def word(self, answer: Any, theta: float = THETA) -> Any:
+        """An answer of ours in the words of the source's config; None where it has no word for it.
+
+        Args:
+            answer: as a model has it.
+            theta: of the model's clock.
+        """
+        if self.reach:
+            return math.pi * theta * self.reach / answer if answer else None
+        return next((word for word, ours in self.words.items() if ours == answer), None) if self.words else answer
+
 
 def _found(config: Mapping[str, Any], key: str) -> Any:
     """An answer in a config, whole lists as tuples; None where it has none."""
@@ -80,6 +93,7 @@ class Rotary:
 WORDS_QK = {True: "full", False: "none"}
 QK_NORMS = ("blocks.0.self_attn.norm_q.weight", "blocks.0.attn1.norm_q.weight", "video_model.blocks.0.self_attn.norm_q.weight")
 WAN = (
+    Fact(PAIRS, usual=INTERLEAVED),
     Fact("heads", ("num_heads", "num_attention_heads"), channels=128),
     Fact("qk_norm", sign=QK_NORMS, words=WORDS_QK),
     Fact("norm", usual="layer"),
@@ -115,6 +129,7 @@ LTX2_EXCHANGE = (
     "transformer_blocks.0.video_a2v_cross_attn_scale_shift_table",
 )
 LTX2 = (
+    Fact(PAIRS, ("rope_type",), usual=SPLIT),  # diffusers' constructor has the other, the released configs of both layouts this
     Fact("heads", ("num_attention_heads",), channels=128, modality="video"),
     Fact("heads", ("audio_num_attention_heads",), channels=64, modality="audio"),
     LTX2_QK_NORM,

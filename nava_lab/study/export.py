@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from nava_lab.checkpoints.convert import export
+from nava_lab.checkpoints.convert import config_of, export, layout_of
+from nava_lab.checkpoints.files import CONFIG
 from nava_lab.checkpoints.tables import DIALECTS
 from nava_lab.config import ConfigError, from_file
 from nava_lab.registry import nearest
@@ -58,12 +61,16 @@ def export_weights(source: Path, out: Path, form: Form, tell: Tell) -> dict[str,
     if out.suffix != ".safetensors":
         raise ConfigError(f"{out} must end in .safetensors")
     run, found, step = _weights(source, form, tell)
+    told: dict[str, Any] = {}
     if form.layout != PLAIN:
-        found = _in_layout(run, found, form)
+        found, told = _in_layout(run, found, form)
     dtype = DTYPES[form.dtype]
     written = {name: part.to(dtype) if part.is_floating_point() else part for name, part in found.items()}
     about = {"run": run.name, "step": str(step), "weights": form.weights, "layout": form.layout, "format": "pt"}
+    beside = _tell(told, form.layout, out, about)
     out.parent.mkdir(parents=True, exist_ok=True)
+    if beside is not None:
+        beside.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     save_weights(out, {name: part.contiguous() for name, part in written.items()}, about)
     count = sum(part.numel() for part in written.values())
     tell(f"{out}: {form.weights} weights at step {step}, {len(written)} tensors, {count:,} parameters, {form.layout} layout")
@@ -96,8 +103,26 @@ def _weights(source: Path, form: Form, tell: Tell) -> tuple[Path, dict[str, Tens
     return run, weights_of(saved, form.weights == "averaged"), int(saved["global_step"])
 
 
-def _in_layout(run: Path, weights: dict[str, Tensor], form: Form) -> dict[str, Tensor]:
-    """The weights as a published checkpoint names and shapes them."""
+def _tell(told: dict[str, Any], layout: str, out: Path, about: dict[str, str]) -> Path | None:
+    """Where a checkpoint says what it computes by: in its header, or in a config beside it, which is then to be written."""
+    if not told:
+        return None
+    if layout_of(layout).header:
+        about["config"] = json.dumps({"transformer": told})
+        return None
+    beside = out.parent / CONFIG
+    if beside.is_file():
+        try:
+            same = json.loads(beside.read_text(encoding="utf-8")) == told
+        except ValueError:
+            same = False
+        if not same:
+            raise ConfigError(f"{beside} says what other weights compute by: give {out.name} a folder of its own")
+    return beside
+
+
+def _in_layout(run: Path, weights: dict[str, Tensor], form: Form) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights as a published checkpoint names and shapes them, and what is said beside them of what they compute by."""
     config = from_file(run / "config.yaml")
     model = network(config, parts(config).solution)
     model.load_state_dict(weights)
@@ -108,4 +133,4 @@ def _in_layout(run: Path, weights: dict[str, Tensor], form: Form) -> dict[str, T
         raise ConfigError(f"--patch {sizes} does not divide what {run.name} embeds: give the patch of its world") from None
     if not found:
         raise ConfigError(f"no weights of {config.variant.name} have a place in the {form.layout} layout")
-    return found
+    return found, config_of(model, form.layout)

@@ -1,5 +1,7 @@
 """Weights written in a published layout are what was read, and `nava export` writes them from a run's folder."""
 
+import json
+
 import pytest
 import torch
 import yaml
@@ -7,15 +9,17 @@ from diffusers import LTX2VideoTransformer3DModel
 from safetensors.torch import load_file, save_file
 
 from nava_lab.blocks.base import Dims
-from nava_lab.checkpoints.convert import export, warm_start
+from nava_lab.checkpoints.convert import config_of, export, warm_start
+from nava_lab.checkpoints.files import Tensors
 from nava_lab.cli.commands.export import main
-from nava_lab.config import load
+from nava_lab.config import ConfigError, load
 from nava_lab.models.denoiser import Denoiser
 from nava_lab.models.variant import with_settings
 from nava_lab.registry import variants
 from nava_lab.streams import Interface, ModalitySpec, TextSpec
 from nava_lab.study.build import network, parts
-from tests.checkpoints.test_parity import LTX, RELEASES, as_released, lively
+from tests.checkpoints.test_parity import LTX, RELEASES, as_released, by_diffusers, lively, saved
+from tests.checkpoints.test_warm_start import fresh
 
 SPECS = {"video": ModalitySpec(4, 32, 1 / 3, (4, 4), stride=8), "audio": ModalitySpec(4, 5, 0.04, stride=4)}
 
@@ -42,6 +46,53 @@ def test_ltx2_is_written_as_it_was_read(tmp_path, release, layout):
     assert all(torch.equal(written[key], theirs[key]) for key in theirs)
 
 
+def ltx2():
+    dims = Dims({"video": 16, "audio": 8}, {"video": 2, "audio": 2}, {"video": 64, "audio": 32})
+    variant = with_settings(variants.get("ltx2")(depth=2, heads=2), {"clock.first_frame": True})
+    return Denoiser(variant, Interface(SPECS, TextSpec(8, features=16)), dims)
+
+
+@pytest.mark.parametrize("pairs", ["split", "interleaved"])
+def test_rotary_pairs_are_written_as_every_release_has_them(tmp_path, pairs):
+    """A split source comes back bit for bit; of an interleaved one, what is written and said reads back as the same model."""
+    theirs = lively(LTX2VideoTransformer3DModel(**LTX, rope_type=pairs))
+    first, again, layout = ltx2(), ltx2(), "ltx2 (diffusers)"
+    manifest = warm_start(first, by_diffusers(theirs, tmp_path / "ltx2.safetensors"))
+    assert f"pairs {pairs}" in manifest.agreement.told
+    written, told = export(first, layout), config_of(first, layout)
+    assert [torch.equal(written[key], part) for key, part in theirs.state_dict().items()].count(False) == (
+        0 if pairs == "split" else 2 * 2 * 12
+    )
+    reads = {
+        key: told[key] for key in ("rope_type", "num_attention_heads", "audio_num_attention_heads", "norm_eps", "base_height")
+    }
+    assert reads == {
+        "rope_type": "split", "num_attention_heads": 2, "audio_num_attention_heads": 2, "norm_eps": 1e-6, "base_height": 2048,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    save_file(written, tmp_path / "ltx2.safetensors")
+    assert warm_start(again, tmp_path / "ltx2.safetensors").agreement.told.count("pairs split") == 1
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+
+
+def test_what_pairs_were_taken_for_is_said_where_nothing_tells_them(tmp_path):
+    theirs = lively(LTX2VideoTransformer3DModel(**LTX, rope_type="split"))
+    lines = warm_start(ltx2(), saved(theirs, tmp_path / "ltx2.safetensors")).lines()
+    assert any(line.startswith("taken as every release of ltx2 (diffusers) has it: pairs split") for line in lines)
+
+
+def test_a_config_is_told_in_the_words_in_which_it_is_read():
+    """Of every layout, by the model's own settings."""
+    model = ltx2()
+    told = {layout: config_of(model, layout) for layout in ("ltx2", "ltx2 (diffusers)")}
+    assert told["ltx2"]["positional_embedding_max_pos"] == pytest.approx([20, 2048])
+    assert told["ltx2"]["positional_embedding_theta"] == told["ltx2 (diffusers)"]["rope_theta"] == 10_000
+    assert told["ltx2 (diffusers)"]["causal_offset"] == 1
+    assert told["ltx2 (diffusers)"]["norm_elementwise_affine"] is False
+    assert config_of(fresh("nava"), "wan") == {"num_heads": 2, "eps": 1e-6, "cross_attn_norm": True}
+    assert config_of(fresh("nava"), "wan (diffusers)")["num_attention_heads"] == 2
+
+
 @pytest.mark.parametrize(("variant", "layout"), [("ltx2", "ltx2"), ("ltx2", "ltx2 (diffusers)"), ("ovi", "ovi")])
 def test_nava_export_writes_a_run_in_a_published_layout(tmp_path, variant, layout, capsys):
     """A run's folder, to a file, and back into a model of the same config; the words of a world's own text alone stay behind."""
@@ -56,7 +107,15 @@ def test_nava_export_writes_a_run_in_a_published_layout(tmp_path, variant, layou
     save_file(model.state_dict(), run / "model.safetensors", {"steps": "7"})
     main([str(run), str(out), "--to", layout, "--patch", "1,1,1"])
     assert f"weights at step 7, {len(load_file(out))} tensors" in capsys.readouterr().err
+    source = Tensors.at(out)
+    assert source.config_at == ("the header of out.safetensors" if layout == "ltx2" else str(tmp_path / "config.json"))
     manifest = warm_start(again, out, differ=["clock"])
+    assert {"eps 1e-06", "pairs split" if variant == "ltx2" else "heads 2"} <= set(manifest.agreement.told)
+    main([str(run), str(out), "--to", layout, "--patch", "1,1,1"])
+    (tmp_path / "config.json").write_text('{"eps": 1e-5}')
+    if layout != "ltx2":
+        with pytest.raises(ConfigError, match=r"config\.json says what other weights compute by: give out\.safetensors a folder"):
+            main([str(run), str(out), "--to", layout, "--patch", "1,1,1"])
     assert (manifest.dialect, manifest.coverage) == (layout, 1)
     told = {"words.weight", "places"}
     assert {key.split(".", 3)[-1] for key in again.state_dict() if key.split(".", 3)[-1] in told} == told

@@ -157,8 +157,8 @@ def by_diffusers(model, path):
 
 # How a file came to be, and how its rotary pairs lie.
 WRITTEN = {
-    "diffusers, alone": (saved, "interleaved"),
-    "diffusers, split": (by_diffusers, "split"),
+    "diffusers, alone": (saved, "split"),
+    "diffusers, interleaved": (by_diffusers, "interleaved"),
     "released": (released, "split"),
     "released, with its config": (lambda model, path: released(model, path, rope_type="interleaved"), "interleaved"),
 }

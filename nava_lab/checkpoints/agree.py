@@ -6,7 +6,7 @@ A clock is asked what it does: by how much tokens apart turn against one another
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any
@@ -22,6 +22,7 @@ from nava_lab.checkpoints.files import Tensors
 from nava_lab.checkpoints.names import SHARED, canonical
 from nava_lab.layers.rotary import Clock, clock_for
 from nava_lab.models.denoiser import Denoiser
+from nava_lab.registry import nearest
 from nava_lab.streams import Stream
 
 CLOCK = "clock"
@@ -92,6 +93,12 @@ LAYER = r"^blocks\.\d+\.(?:storeys\.parts\.\w+\.(?:(?:low|high)\.)?)?"
 QUESTIONS = (
     Question("heads", "variant.heads", LAYER + r"attention$", lambda part: getattr(part, "heads", None)),
     Question("qk_norm", "variant.layers.qk_norm", LAYER + r"attention\.projections\.parts\.\w+$", lambda part: part.q_norm.kind),
+    Question(
+        "query_group",
+        "variant.layers.query_group",
+        LAYER + r"attention\.projections\.parts\.\w+$",
+        lambda part: part.counts[0] // part.counts[1],
+    ),
     Question("norm", "variant.layers.norm", LAYER + r"norm[12]\.parts\.parts\.\w+$", _kind),
     Question("eps", "", r"^(blocks|heads)\..*norm", lambda part: getattr(part, "eps", None)),
     Question("text_norm", "variant.layers.text_norm", r"\.text_norm(\.parts\.parts\.\w+)?$", _affine),
@@ -117,6 +124,12 @@ QUESTIONS = (
     Question("bridge.affine", "variant.bridge.affine", r"\.bridge\.norms\.\w+$", lambda part: part.weight is not None),
 )
 NAMES = (*(question.name for question in QUESTIONS), CLOCK)
+
+
+def check_names(differ: Sequence[str]) -> None:
+    """Refuse to let something differ that nobody asks about."""
+    if unknown := [name for name in differ if name not in NAMES]:
+        raise ValueError(f"differ names {unknown[0]}: {nearest(unknown[0], list(NAMES))}; known: {', '.join(NAMES)}")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A checkpoint into a denoiser and back, by a table of keys.
+"""A checkpoint into a denoiser, by a table of keys.
 
 Of a checkpoint that knows one modality, weights go where ours serve it alone (its tower, its embedder, its head) or all
 modalities; where a joint layer keeps weights per modality, each modality gets a copy, as NAVA starts. The other towers,
@@ -13,20 +13,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from nava_lab.attention.projections import Heads, SelfProjection
-from nava_lab.checkpoints.agree import NAMES, Agreement, agreement, answered
+from nava_lab.checkpoints.agree import Agreement, agreement, check_names
 from nava_lab.checkpoints.facts import INTERLEAVED, PAIRS, SPLIT, Fact
 from nava_lab.checkpoints.files import CONFIG, Tensors
 from nava_lab.checkpoints.misfits import Misfit, remedy
 from nava_lab.checkpoints.names import ENDS, SHARED, canonical, layered, of_layer, part_of, second_expert
 from nava_lab.checkpoints.tables import DIALECTS, Dialect, Entry
 from nava_lab.models.denoiser import Denoiser
-from nava_lab.registry import nearest
 
 MAPPED, COPIED = "mapped", "copied"
 
@@ -127,8 +125,7 @@ def plan(model: Denoiser, tensors: Tensors, ends: bool = True, differ: Sequence[
         ValueError: no known layout; shapes that do not fit, all of them by name; a model that computes something else than the
             source, or wants tensors that it lacks.
     """
-    if unknown := [name for name in differ if name not in NAMES]:
-        raise ValueError(f"differ names {unknown[0]}: {nearest(unknown[0], list(NAMES))}; known: {', '.join(NAMES)}")
+    check_names(differ)
     dialect, prefix = detect(tensors)
     pairs_of(tensors)
     table = dialect.table()
@@ -138,7 +135,7 @@ def plan(model: Denoiser, tensors: Tensors, ends: bool = True, differ: Sequence[
     for key in state:
         if not ends and _is_end(key):
             continue
-        pattern, kind = _wanted(key, dialect)
+        pattern, kind = wanted(key, dialect)
         found = [Fill(key, prefix + of_layer(entry.theirs, key), entry, kind) for entry in table.get(pattern, ()) if kind]
         absent = [fill.theirs for fill in found if fill.theirs not in tensors.where]
         lacking |= dict.fromkeys(absent, key)
@@ -189,7 +186,7 @@ def _lacks(lacking: Mapping[str, str], state: Mapping[str, Tensor], dialect: Dia
     )
 
 
-def _wanted(key: str, dialect: Dialect) -> tuple[str, str]:
+def wanted(key: str, dialect: Dialect) -> tuple[str, str]:
     """By which pattern a table knows a key of ours, and what kind of filling that is; empty where it has no part in it."""
     pattern, owner = canonical(key)
     if not dialect.modality:
@@ -259,9 +256,9 @@ def warm_start(
     with torch.no_grad():
         for name, tensor in tensors.read(by_theirs):
             for fill in by_theirs[name]:
-                ours = state[fill.ours].chunk(fill.entry.part[1])[fill.entry.part[0]]
+                ours = rows_of(model, fill.ours, state[fill.ours], fill.entry)
                 made = _to_ours(tensor, fill.entry, patch)
-                made = _neighbours(made, _head_dim(model, fill.ours)) if split and fill.entry.turned else made
+                made = _neighbours(made, head_dim(model, fill.ours)) if split and fill.entry.turned else made
                 ours.copy_(made.reshape(ours.shape))
     return manifest
 
@@ -283,17 +280,17 @@ def patch_of(tensors: Tensors, fills: list[Fill]) -> tuple[int, ...]:
 def pairs_of(tensors: Tensors) -> str:
     """How a checkpoint's rotary pairs lie: as its config says, or as every release of its layout has them."""
     dialect, prefix = detect(tensors)
-    found = _pairs(dialect).answer(tensors, prefix, None)[0]
+    found = pairs_told(dialect).answer(tensors, prefix, None)[0]
     if found not in (INTERLEAVED, SPLIT):
         raise ValueError(f"{tensors.config_at}: rope_type={found} is not one of {INTERLEAVED}, {SPLIT}, which are known here")
     return found
 
 
-def _pairs(dialect: Dialect) -> Fact:
+def pairs_told(dialect: Dialect) -> Fact:
     return next(fact for fact in dialect.facts if fact.ours == PAIRS)
 
 
-def _head_dim(model: Denoiser, key: str) -> int:
+def head_dim(model: Denoiser, key: str) -> int:
     """Channels of a head of the attention that a weight belongs to."""
     path = key
     while path:
@@ -306,70 +303,19 @@ def _head_dim(model: Denoiser, key: str) -> int:
     raise ValueError(f"{key} belongs to no attention")
 
 
+def rows_of(model: Denoiser, key: str, ours: Tensor, entry: Entry) -> Tensor:
+    """The rows of one of ours that an entry names: of queries, keys and values in one matrix, as many as each has."""
+    place, parts = entry.part
+    if parts == 1:
+        return ours
+    module = model.get_submodule(key.rpartition(".qkv.")[0])
+    return ours.split([count * module.head_dim for count in module.counts])[place]  # type: ignore[operator,union-attr]
+
+
 def _neighbours(rows: Tensor, head_dim: int) -> Tensor:
     """Channels of each head from halves, pair j being (j, j + head_dim / 2), to neighbours (2 j, 2 j + 1)."""
     return rows.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)
 
 
-def _halves(rows: Tensor, head_dim: int) -> Tensor:
-    """The other way round."""
-    return rows.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).flatten(0, 2)
-
-
 def _to_ours(tensor: Tensor, entry: Entry, patch: tuple[int, ...]) -> Tensor:
     return tensor.unflatten(0, (prod(patch), -1)).transpose(0, 1).flatten(0, 1) if entry.shape == "patch_out" else tensor
-
-
-def layout_of(name: str) -> Dialect:
-    """A layout by its name."""
-    found = next((one for one in DIALECTS if one.name == name), None)
-    if found is None:
-        raise ValueError(f"no layout is called '{name}'; known: {', '.join(one.name for one in DIALECTS)}")
-    return found
-
-
-def config_of(model: Denoiser, dialect: str) -> dict[str, Any]:
-    """What a model computes by, as the config beside a checkpoint of this layout says it."""
-    chosen = layout_of(dialect)
-    found: dict[str, Any] = {}
-    asked = tuple(fact for fact in chosen.facts if fact.theirs and fact.modality in ("", *model.specs))
-    for fact, answer in answered(model, asked, chosen.modalities):
-        answer = fact.usual if fact.ours == PAIRS else answer
-        word = None if answer is None else fact.word(answer, model.clock.theta)
-        key, _, place = fact.theirs[min(chosen.told, len(fact.theirs) - 1)].partition(".")
-        if word is not None and place:
-            found[key] = [*found.get(key, []), word]
-        elif word is not None:
-            found[key] = word
-    return found
-
-
-def export(
-    model: Denoiser, dialect: str = "wan", patch: tuple[int, ...] = (1, 2, 2), dtype: torch.dtype = torch.float32
-) -> dict[str, Tensor]:
-    """A model's weights in a checkpoint's layout: exactly what ``warm_start`` would read back.
-
-    Of weights that were copied, the dialect's own modality is taken. Rotary pairs lie as every release of the layout has them.
-    """
-    chosen = layout_of(dialect)
-    table = chosen.table()
-    found: dict[str, Tensor] = {}
-    for key, ours in model.named_parameters():
-        if chosen.modality and (canonical(key)[1] not in (chosen.modality, SHARED) or second_expert(key)):
-            continue
-        for entry in table.get(_wanted(key, chosen)[0], ()):
-            rows = ours.detach().chunk(entry.part[1])[entry.part[0]]
-            if entry.turned and _pairs(chosen).usual == SPLIT:
-                rows = _halves(rows, _head_dim(model, key))
-            found[of_layer(entry.theirs, key)] = _to_theirs(rows, entry, patch).to(dtype).contiguous().clone()
-    return found
-
-
-def _to_theirs(rows: Tensor, entry: Entry, patch: tuple[int, ...]) -> Tensor:
-    if entry.shape == "row":
-        return rows.unsqueeze(0)
-    if entry.shape == "patch_in":
-        return rows.unflatten(1, (-1, *patch))
-    if entry.shape == "patch_out":
-        return rows.unflatten(0, (-1, prod(patch))).transpose(0, 1).flatten(0, 1)
-    return rows

@@ -27,7 +27,8 @@ class Fact:
     Attributes:
         ours: the question (``agree.QUESTIONS``), or a setting of the clock ("clock.theta").
         theirs: keys of the source's config that may answer it; "a.0" is the first of a list.
-        sign: keys of the checkpoint, one of which is there or none is: the answer is True or False.
+        sign: keys of the checkpoint, one of which is there or none is: the answer is True or False. What is written may lack
+            them only where releases differ, with no usual answer.
         words: from their answers to ours.
         usual: the answer of every release, where the source says nothing; None where releases differ.
         channels: of a head, in every release: then the answer is the width divided by it.
@@ -95,7 +96,8 @@ QK_NORMS = ("blocks.0.self_attn.norm_q.weight", "blocks.0.attn1.norm_q.weight", 
 WAN = (
     Fact(PAIRS, usual=INTERLEAVED),
     Fact("heads", ("num_heads", "num_attention_heads"), channels=128),
-    Fact("qk_norm", sign=QK_NORMS, words=WORDS_QK),
+    Fact("qk_norm", sign=QK_NORMS, words=WORDS_QK, usual="full"),
+    Fact("query_group", usual=1),
     Fact("norm", usual="layer"),
     Fact("eps", ("eps",), usual=1e-6),
     Fact("text_norm", ("cross_attn_norm",), words={True: "affine", False: "absent"}, usual="affine"),
@@ -133,6 +135,7 @@ LTX2 = (
     Fact("heads", ("num_attention_heads",), channels=128, modality="video"),
     Fact("heads", ("audio_num_attention_heads",), channels=64, modality="audio"),
     LTX2_QK_NORM,
+    Fact("query_group", usual=1),
     LTX2_NORM,
     Fact("eps", ("norm_eps",), usual=1e-6),
     Fact("text_norm", ("norm_elementwise_affine",), words={True: "affine", False: "plain"}, usual="plain"),
@@ -147,7 +150,7 @@ LTX2 = (
     Fact("ends.bias", usual=True),
     Fact("bridge.layers", usual="all"),
     Fact("bridge.kind", usual="cross"),
-    Fact("bridge.gate", sign=LTX2_EXCHANGE, words={True: "level", False: "none"}),
+    Fact("bridge.gate", sign=LTX2_EXCHANGE, words={True: "level", False: "none"}, usual="level"),
     Fact("bridge.level", usual="other"),
     Fact("bridge.at", usual="middle"),
     Fact("bridge.directions", usual="both"),

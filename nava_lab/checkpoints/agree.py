@@ -37,18 +37,27 @@ class Question:
         setting: that decides it; empty where none does.
         where: the modules that answer, by path.
         read: the answer of one; None from a module that has none.
-        mends: the overrides that make the model agree, where the source's answer is no value of the setting.
+        mends: the overrides by which a model answers so, where they are not the setting with the answer.
     """
 
     name: str
     setting: str
     where: str
     read: Callable[[nn.Module], Any]
-    mends: str = ""
+    mends: Callable[[Denoiser, str, Any], str] | None = None
 
-    def remedy(self, answer: Any) -> str:
-        """The overrides by which a model answers so; empty where none do."""
-        return self.mends or (f"{self.setting}={_shown(answer)}" if self.setting else "")
+    def remedy(self, model: Denoiser, name: str, answer: Any, of_each: bool = False) -> str:
+        """The overrides by which a model answers so; empty where none do.
+
+        Args:
+            model: that answers otherwise.
+            name: the modality that was asked for.
+            answer: the source's.
+            of_each: whether the source says it of each modality by itself.
+        """
+        if self.mends is not None and not of_each:
+            return self.mends(model, name, answer)
+        return f"{self.setting}={_shown(answer)}" if self.setting else ""
 
 
 def _kind(module: nn.Module) -> str | None:
@@ -89,9 +98,17 @@ def _bridge(name: str, read: Callable[[Any], Any] | None = None) -> Question:
     return Question(f"bridge.{name}", f"variant.bridge.{name}", r"\.bridge$", answer)
 
 
+def _heads(model: Denoiser, name: str, count: int) -> str:
+    """Towers of several widths share ``heads``, and not all need divide into the source's: then its channels of a head."""
+    widths = {each: part.linear.in_features for each, part in model.heads.items()}  # type: ignore[union-attr]
+    one_width = len(set(widths.values())) == 1
+    return f"variant.heads={count}" if one_width else f"variant.heads=0 variant.head_dim={widths[name] // count}"
+
+
+EVERY_LAYER = "variant.bridge.placement=full variant.bridge.every=1"
 LAYER = r"^blocks\.\d+\.(?:storeys\.parts\.\w+\.(?:(?:low|high)\.)?)?"
 QUESTIONS = (
-    Question("heads", "variant.heads", LAYER + r"attention$", lambda part: getattr(part, "heads", None)),
+    Question("heads", "variant.heads", LAYER + r"attention$", lambda part: getattr(part, "heads", None), _heads),
     Question("qk_norm", "variant.layers.qk_norm", LAYER + r"attention\.projections\.parts\.\w+$", lambda part: part.q_norm.kind),
     Question(
         "query_group",
@@ -116,7 +133,7 @@ QUESTIONS = (
     Question("ends.bias", "variant.ends.bias", r"^heads\.\w+$", lambda part: part.linear.bias is not None),
     Question("text_modulation", "variant.layers.text_modulation", r"^$", lambda part: part.prompt is not None),
     Question("ends.norm", "variant.ends.norm", r"^heads\.\w+\.norm$", _kind),
-    Question("bridge.layers", "", r"^$", _bridged, "variant.bridge.placement=full variant.bridge.every=1"),
+    Question("bridge.layers", "", r"^$", _bridged, lambda model, name, answer: EVERY_LAYER),
     Question("bridge.kind", "variant.bridge.kind", r"\.bridge$", lambda part: getattr(part, "kind", "another")),
     *(_bridge(name) for name in ("gate", "at", "directions", "inner", "normed", "rotary", "qk_norm", "head_gates")),
     _bridge("level", lambda config: config.level if getattr(config, "gate", "") == "level" else None),
@@ -206,7 +223,7 @@ def agreement(
             if other := sorted((answer for answer in ours if answer != found), key=str):
                 question = next(question for question in QUESTIONS if question.name == fact.ours)
                 words = f"{label} is {_shown(found)} there and {' or '.join(map(_shown, other))} here"
-                differ.append(Difference(fact.ours, words, question.remedy(found)))
+                differ.append(Difference(fact.ours, words, question.remedy(model, name, found, bool(fact.modality))))
     slower = turns.get("clock.theta", THETA) / THETA  # a reach is told, and units follow from it and theta
     turns |= {fact.ours: turns[fact.ours] * slower for fact in facts if fact.reach and fact.ours in turns}
     if clocks := _clocks(model, rotary, rotary.settled(turns), modalities):

@@ -145,7 +145,7 @@ def plan(model: Denoiser, tensors: Tensors, ends: bool = True, differ: Sequence[
         raise ValueError(f"{tensors.path} does not fit: {shown}. Set {remedy(misfits)}")
     agreed = _agreed(model, dialect, prefix, tensors, ends, differ)
     if lacking:
-        raise ValueError(_lacks(lacking, state, dialect, prefix, tensors))
+        raise ValueError(_lacks(lacking, model, dialect, prefix, tensors))
     return fills, _manifest(dialect, prefix, fills, state, tensors, agreed)
 
 
@@ -172,18 +172,29 @@ def _agreed(model: Denoiser, dialect: Dialect, prefix: str, tensors: Tensors, en
     return found
 
 
-def _lacks(lacking: Mapping[str, str], state: Mapping[str, Tensor], dialect: Dialect, prefix: str, tensors: Tensors) -> str:
+def _lacks(lacking: Mapping[str, str], model: Denoiser, dialect: Dialect, prefix: str, tensors: Tensors) -> str:
     """What a checkpoint has not and this model would read from it."""
+    state = dict(model.named_parameters())
     mark = re.escape(prefix + dialect.mark).replace(r"\.0\.", r"\.(\d+)\.", 1)
     depth = 1 + max(int(found[1]) for key in tensors.where if (found := re.fullmatch(mark, key)))
     beyond = [key for key in lacking.values() if key.startswith("blocks.") and int(key.split(".")[1]) >= depth]
     count = sum(state[key].numel() for key in set(lacking.values()))
     share = count / sum(part.numel() for part in state.values())
-    mend = f"it has {depth} layers: set variant.depth={depth}" if beyond else "fetch it again, or turn off what reads them"
+    mend = f"it has {depth} layers{_layers(model, dialect, depth)}" if beyond else "fetch it again, or turn off what reads them"
     return (
         f"{tensors.path} lacks {len(lacking)} tensors that this model reads ({share:.1%} of its parameters), such as "
         f"{', '.join(list(lacking)[:3])}; {mend}"
     )
+
+
+def _layers(model: Denoiser, dialect: Dialect, depth: int) -> str:
+    """How a model's modality comes to pass so many layers, whatever settings count them."""
+    owner = dialect.modalities[0]
+    passed = [by for by, only in zip(model.counted_by, model.passes, strict=True) if not only or owner in only]
+    beside = [by for by in dict.fromkeys(passed) if by != "depth"]
+    how = ", ".join(f"{passed.count(by)} by variant.{by}" for by in ("depth", *beside))
+    here = f", and {owner} passes {len(passed)} here ({how})" if beside else ""
+    return f"{here}: set {' '.join((f'variant.depth={depth}', *(f'variant.{by}=0' for by in beside)))}"
 
 
 def wanted(key: str, dialect: Dialect) -> tuple[str, str]:

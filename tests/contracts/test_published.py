@@ -84,8 +84,12 @@ def test_a_published_size_follows_every_setting(name, changes):
     assert counts[0] != counts[1]
 
 
-def test_heads_that_are_said_win_over_the_channels_of_the_release():
-    variant, found = released(variants.get("mova"), heads=8)
+def test_heads_are_said_by_their_number_or_by_their_channels():
+    with pytest.raises(
+        ValueError, match=r"variant\.head_dim=128 .* and variant\.heads=8: give one of the two, and 0 for the other"
+    ):
+        released(variants.get("mova"), heads=8)
+    variant, found = released(variants.get("mova"), heads=8, head_dim=0)
     assert found.dims(variant).heads == {"video": 8, "audio": 8}
 
 

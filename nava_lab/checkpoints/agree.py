@@ -17,11 +17,14 @@ from torch import Tensor, nn
 
 from nava_lab.attention import Everything
 from nava_lab.blocks.base import Given
+from nava_lab.blocks.options import Ends, Traits
 from nava_lab.checkpoints.facts import THETA, Fact, Rotary
 from nava_lab.checkpoints.files import Tensors
 from nava_lab.checkpoints.names import SHARED, canonical
 from nava_lab.layers.rotary import Clock, clock_for
 from nava_lab.models.denoiser import Denoiser
+from nava_lab.models.towers import Bridge
+from nava_lab.models.variant import Variant
 from nava_lab.registry import nearest
 from nava_lab.streams import Stream
 
@@ -57,7 +60,7 @@ class Question:
         """
         if self.mends is not None and not of_each:
             return self.mends(model, name, answer)
-        return f"{self.setting}={_shown(answer)}" if self.setting else ""
+        return f"{self.setting}={_shown(answer)}" if self.setting and _is_value(self.setting, answer) else ""
 
 
 def _kind(module: nn.Module) -> str | None:
@@ -86,6 +89,20 @@ def _bridged(model: nn.Module) -> str | None:
     layers = zip(model.blocks, model.passes, strict=True)  # type: ignore[arg-type]
     met = [block.bridge is not None for block, only in layers if hasattr(block, "bridge") and len(only or model.generated) > 1]  # type: ignore[arg-type]
     return "all" if all(met) and met else ",".join(str(at) for at, has in enumerate(met) if has) or "none" if met else None
+
+
+def _text_stages(model: nn.Module) -> str:
+    """Which layers read the text, of those that the stages decide over and not ``text_after``."""
+    without = sum(not reads for reads in model.reads_text[model.text_after :])  # type: ignore[index,union-attr]
+    return f"all but {without}" if without else "every"
+
+
+def _is_value(setting: str, answer: Any) -> bool:
+    """Whether a source's answer is one that a setting can have."""
+    group, _, name = setting.removeprefix("variant.").rpartition(".")
+    owner = {"layers": Traits, "ends": Ends, "bridge": Bridge}.get(group, Variant)
+    choices = next((part.metadata.get("choices") for part in fields(owner) if part.name == name), None)
+    return not choices or answer in choices
 
 
 def _bridge(name: str, read: Callable[[Any], Any] | None = None) -> Question:
@@ -120,7 +137,8 @@ QUESTIONS = (
     Question("eps", "", r"^(blocks|heads)\..*norm", lambda part: getattr(part, "eps", None)),
     Question("text_norm", "variant.layers.text_norm", r"\.text_norm(\.parts\.parts\.\w+)?$", _affine),
     Question("text_place", "variant.text_place", r"^$", lambda part: "sequence" if part.in_sequence else "cross"),
-    Question("text_after", "variant.text_after", r"^$", lambda part: sum(not reads for reads in part.reads_text)),
+    Question("text_after", "variant.text_after", r"^$", lambda part: part.text_after),
+    Question("text_stages", "", r"^$", _text_stages, lambda model, name, answer: "variant.align_text=true"),
     Question("feed_forward", "variant.layers.feed_forward", LAYER + r"feed_forward\.parts\.parts\.\w+$", _network),
     Question("modulation", "variant.layers.modulation", r"^blocks\.\d+(\.storeys\.parts\.\w+(\.(low|high))?)?$", _modulation),
     Question("head_gates", "variant.layers.head_gates", LAYER + r"attention\.outputs\.parts\.\w+$", lambda part: part.scale),
@@ -132,6 +150,7 @@ QUESTIONS = (
     ),
     Question("ends.bias", "variant.ends.bias", r"^heads\.\w+$", lambda part: part.linear.bias is not None),
     Question("text_modulation", "variant.layers.text_modulation", r"^$", lambda part: part.prompt is not None),
+    Question("ends.text", "variant.ends.text", r"^text\.parts\.\w+$", lambda part: getattr(part, "kind", None)),
     Question("ends.norm", "variant.ends.norm", r"^heads\.\w+\.norm$", _kind),
     Question("bridge.layers", "", r"^$", _bridged, lambda model, name, answer: EVERY_LAYER),
     Question("bridge.kind", "variant.bridge.kind", r"\.bridge$", lambda part: getattr(part, "kind", "another")),

@@ -153,6 +153,7 @@ class Denoiser(nn.Module):
             stage.config.build(dims.only(stage.only) if stage.only else dims) for stage in plan for _ in range(stage.layers)
         )
         self.reads_text = tuple(stage.text for stage in plan for _ in range(stage.layers))
+        self.text_after = variant.text_after
         self.passes = tuple(stage.only for stage in plan for _ in range(stage.layers))
         self.counted_by = tuple(stage.counted_by for stage in plan for _ in range(stage.layers))
 

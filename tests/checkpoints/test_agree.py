@@ -55,6 +55,11 @@ OTHERWISE = [
     ({"layers.text_norm": "plain"}, "Set variant.layers.text_norm=affine,", "text_norm"),
     ({"layers.bias": False}, "bias is true there and false here. Set variant.layers.bias=true,", "bias"),
     ({"text_after": 1}, "text_after is 0 there and 1 here. Set variant.text_after=0,", "text_after"),
+    (
+        {"align_fraction": 0.5, "align_text": False},
+        "text_stages is every there and all but 1 here. Set variant.align_text=true,",
+        "text_stages",
+    ),
     ({"ends.bias": False}, "Set variant.ends.bias=true,", "ends.bias"),
     ({"ends.norm": "rms"}, "Set variant.ends.norm=layer,", "ends.norm"),
 ]
@@ -89,7 +94,7 @@ CONFIGS = [
         {"eps": 1e-5},
         "eps is 1e-05 there and 1e-06 here. No setting changes that: start all the same with warm_start.differ=[eps]",
     ),
-    ({"cross_attn_norm": False}, "text_norm is absent there and affine here"),
+    ({"cross_attn_norm": False}, "text_norm is absent there and affine here. No setting changes that: start"),
 ]
 
 
@@ -120,7 +125,7 @@ LTX_OTHERWISE = [
     ({"norm_eps": 1e-5}, "warm_start.differ=[eps]"),
     ({"num_attention_heads": 4}, "heads of video is 4 there and 2 here. Set variant.heads=4"),
     ({"audio_num_attention_heads": 1}, "heads of audio is 1 there and 2 here. Set variant.heads=1"),
-    ({"activation_fn": "silu"}, "feed_forward is silu there and gelu here"),
+    ({"activation_fn": "silu"}, "feed_forward is silu there and gelu here. No setting changes that: start"),
     ({"rope_type": "spiral"}, "rope_type=spiral is not one of interleaved, split"),
 ]
 

@@ -73,6 +73,7 @@ def test_the_words_of_a_refusal_are_those_that_mend_it(releases):
         ("2.0", {"bridge.head_gates": 1.0}, "bridge.head_gates is 0 there and 1 here. Set variant.bridge.head_gates=0, or start"),
         ("2.0", {"bridge.level": "own"}, "bridge.level is other there and own here. Set variant.bridge.level=other, or start"),
         ("2.0", {"bridge.every": 2}, "all there and 0 here. Set variant.bridge.placement=full variant.bridge.every=1, or start"),
+        ("2.3", {"ends.text": "mlp"}, "ends.text is none there and mlp here. Set variant.ends.text=none, or start"),
         ("2.0", {"bridge.affine": True}, "bridge.affine is false there and true here. Set variant.bridge.affine=false, or start"),
     ):
         with pytest.raises(ValueError, match="computes otherwise") as refused:
@@ -90,6 +91,17 @@ def test_every_choice_of_an_exchange_is_held_against_ovi(tmp_path, choice):
     model = ovi(**{f"bridge.{key}": value for key, value in choice.items()})
     with pytest.raises(ValueError, match=rf"Set .*variant\.bridge\.{next(iter(choice))}="):
         plan(model, tensors)
+
+
+def test_connectors_outside_are_no_torn_file(releases, monkeypatch):
+    """2.3 takes its text in each stream's width: nothing is to be fetched again; what may differ is then what it lacks."""
+    _, variant, interface = ltx2("2.3", **{"ends.text": "mlp"})
+    with pytest.raises(ValueError, match=r"lacks 8 tensors .*caption_projection"):
+        plan(on_meta(variant, interface, DIMS), releases["2.3"], differ=["ends.text"])
+    blind = [replace(one, read=lambda part: None) if one.name == "ends.text" else one for one in agree.QUESTIONS]
+    monkeypatch.setattr(agree, "QUESTIONS", tuple(blind))  # a planted slip: nobody asks
+    with pytest.raises(ValueError, match=r"lacks 8 tensors .* fetch it again"):
+        held(variant, interface, releases["2.3"])
 
 
 def test_a_question_that_is_not_asked_is_noticed(releases, monkeypatch):

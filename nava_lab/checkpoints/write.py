@@ -101,10 +101,11 @@ def export(
         raise ValueError("this model has no expert for high noise levels: it exists once, for all of them")
     check_names(differ)
     if refused := [one for one in _otherwise(model, chosen) if one.name not in differ]:
-        settings = " ".join(dict.fromkeys(one.remedy for one in refused if one.remedy)) or "no setting"
+        settings = " ".join(dict.fromkeys(one.remedy for one in refused if one.remedy))
+        fits = f" (a model trained with {settings} fits)" if settings else ""
         raise ValueError(
-            f"the {dialect} layout cannot say what this model computes: {'; '.join(one.words for one in refused)} (a model "
-            f"trained with {settings} fits); write it all the same with --differ {','.join(one.name for one in refused)}"
+            f"the {dialect} layout cannot say what this model computes: {'; '.join(one.words for one in refused)}{fits}; "
+            f"write it all the same with --differ {','.join(one.name for one in refused)}"
         )
     found: dict[str, Tensor] = {}
     placed: dict[str, str] = {}
@@ -118,7 +119,8 @@ def export(
             found[theirs] = _written(model, key, state[key], entry, chosen, patch).to(dtype).contiguous().clone()
             placed[theirs] = key
     left: dict[str, int] = {}
-    for key in (key for key in state if key not in placed.values()):
+    kept = set(placed.values())
+    for key in (key for key in state if key not in kept):
         part = part_of(key) + (" (high)" if second_expert(key) else "")
         left[part] = left.get(part, 0) + state[key].numel()
     return Written(found, config_of(model, dialect), dict(sorted(left.items(), key=lambda item: -item[1])))

@@ -52,7 +52,7 @@ class Mova(Variant):
         experts = ("video",) if self.experts else ()
         paired = towers(self, self.bridge, experts=experts, boundary=self.boundary)
         alone = round(self.depth * self.video_alone)
-        last = Stage(replace(paired[0].block, bridge=None), alone, "video alone", only=("video",))  # type: ignore[type-var]
+        last = Stage(replace(paired[0].block, bridge=None), alone, "video alone", only=("video",), counted_by="video_alone")  # type: ignore[type-var]
         return [*paired, *([last] if alone else [])]
 
     @classmethod
@@ -60,9 +60,8 @@ class Mova(Variant):
         found = Published(
             joint(video(16 * 4, 4, 8 * 2, context=20 * 4), audio(128, 21.5)),
             Size(5120, 13824),
-            {"depth": 30},
+            {"depth": 30, "head_dim": 128},
             "assumed Wan2.2 I2V A14B; a third party's bridge defaults",
-            head_dim=128,
         )
         one = replace(found, fields={**found.fields, "experts": False})
         return {"released": found, "active": one}

@@ -115,8 +115,11 @@ class Conditional(Cross):
 
 
 class CrossBridge(nn.Module):
+    kind = "cross"
+
     def __init__(self, config: Cross, dims: Dims):
         super().__init__()
+        self.config = config
         self.rotary, self.normed = config.rotary, config.normed
         self.norms = nn.ModuleDict()
         self.readers = nn.ModuleDict()

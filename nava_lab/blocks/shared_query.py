@@ -55,12 +55,15 @@ class SharedQuery:
             for name in dims.names
         }
         readers = PerModality(dims.names, True, lambda name: _Reader(self, dims, traits, name, sources[name]))
-        return _SharedQueryBridge(readers)
+        return _SharedQueryBridge(self, readers)
 
 
 class _SharedQueryBridge(nn.Module):
-    def __init__(self, readers: PerModality):
+    kind = "shared_query"
+
+    def __init__(self, config: SharedQuery, readers: PerModality):
         super().__init__()
+        self.config = config
         self.readers = readers
 
     def forward(self, x: Hidden, given: Given) -> dict[str, Tensor]:

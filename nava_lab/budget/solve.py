@@ -156,7 +156,8 @@ def _legal_widths(total: _Totals) -> list[int]:
     widths = [8]
     while widths[-1] < WIDEST:
         widths.append(widths[-1] + legal_width_step(widths[-1]))
-    variant, names = total.variant, (*total.interface.modalities, TEXT)
+    variant = total.variant
+    names = (*total.interface.modalities, *((TEXT,) if variant.text_place == "sequence" else ()))
     group = variant.layers.query_group
     if legal_width_step(8) % (2 * group):  # few of the narrow ones would hold whole groups: those that do join them
         widths = sorted({*widths, *range(2 * group, 256, 2 * group)})

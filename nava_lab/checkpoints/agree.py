@@ -6,7 +6,7 @@ A clock is asked what it does: by how much tokens apart turn against one another
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any
@@ -17,11 +17,15 @@ from torch import Tensor, nn
 
 from nava_lab.attention import Everything
 from nava_lab.blocks.base import Given
+from nava_lab.blocks.options import Ends, Traits
 from nava_lab.checkpoints.facts import THETA, Fact, Rotary
 from nava_lab.checkpoints.files import Tensors
 from nava_lab.checkpoints.names import SHARED, canonical
 from nava_lab.layers.rotary import Clock, clock_for
 from nava_lab.models.denoiser import Denoiser
+from nava_lab.models.towers import Bridge
+from nava_lab.models.variant import Variant
+from nava_lab.registry import nearest
 from nava_lab.streams import Stream
 
 CLOCK = "clock"
@@ -36,12 +40,27 @@ class Question:
         setting: that decides it; empty where none does.
         where: the modules that answer, by path.
         read: the answer of one; None from a module that has none.
+        mends: the overrides by which a model answers so, where they are not the setting with the answer.
     """
 
     name: str
     setting: str
     where: str
     read: Callable[[nn.Module], Any]
+    mends: Callable[[Denoiser, str, Any], str] | None = None
+
+    def remedy(self, model: Denoiser, name: str, answer: Any, of_each: bool = False) -> str:
+        """The overrides by which a model answers so; empty where none do.
+
+        Args:
+            model: that answers otherwise.
+            name: the modality that was asked for.
+            answer: the source's.
+            of_each: whether the source says it of each modality by itself.
+        """
+        if self.mends is not None and not of_each:
+            return self.mends(model, name, answer)
+        return f"{self.setting}={_shown(answer)}" if self.setting and _is_value(self.setting, answer) else ""
 
 
 def _kind(module: nn.Module) -> str | None:
@@ -65,15 +84,61 @@ def _modulation(module: nn.Module) -> str | None:
     return "none" if made is None else "own" if getattr(made, "own", False) else "adaln"
 
 
+def _bridged(model: nn.Module) -> str | None:
+    """Which of the layers where modalities could meet let them: "all", or their numbers; None of a model without towers."""
+    layers = zip(model.blocks, model.passes, strict=True)  # type: ignore[arg-type]
+    met = [block.bridge is not None for block, only in layers if hasattr(block, "bridge") and len(only or model.generated) > 1]  # type: ignore[arg-type]
+    return "all" if all(met) and met else ",".join(str(at) for at, has in enumerate(met) if has) or "none" if met else None
+
+
+def _text_stages(model: nn.Module) -> str:
+    """Which layers read the text, of those that the stages decide over and not ``text_after``."""
+    without = sum(not reads for reads in model.reads_text[model.text_after :])  # type: ignore[index,union-attr]
+    return f"all but {without}" if without else "every"
+
+
+def _is_value(setting: str, answer: Any) -> bool:
+    """Whether a source's answer is one that a setting can have."""
+    group, _, name = setting.removeprefix("variant.").rpartition(".")
+    owner = {"layers": Traits, "ends": Ends, "bridge": Bridge}.get(group, Variant)
+    choices = next((part.metadata.get("choices") for part in fields(owner) if part.name == name), None)
+    return not choices or answer in choices
+
+
+def _bridge(name: str, read: Callable[[Any], Any] | None = None) -> Question:
+    """What an exchange chooses, where its kind has such a choice."""
+
+    def answer(part: nn.Module) -> Any:
+        config = getattr(part, "config", None)  # a newcomer's need have none
+        return None if config is None else getattr(config, name, None) if read is None else read(config)
+
+    return Question(f"bridge.{name}", f"variant.bridge.{name}", r"\.bridge$", answer)
+
+
+def _heads(model: Denoiser, name: str, count: int) -> str:
+    """Towers of several widths share ``heads``, and not all need divide into the source's: then its channels of a head."""
+    widths = {each: part.linear.in_features for each, part in model.heads.items()}  # type: ignore[union-attr]
+    one_width = len(set(widths.values())) == 1
+    return f"variant.heads={count}" if one_width else f"variant.heads=0 variant.head_dim={widths[name] // count}"
+
+
+EVERY_LAYER = "variant.bridge.placement=full variant.bridge.every=1"
 LAYER = r"^blocks\.\d+\.(?:storeys\.parts\.\w+\.(?:(?:low|high)\.)?)?"
 QUESTIONS = (
-    Question("heads", "variant.heads", LAYER + r"attention$", lambda part: getattr(part, "heads", None)),
+    Question("heads", "variant.heads", LAYER + r"attention$", lambda part: getattr(part, "heads", None), _heads),
     Question("qk_norm", "variant.layers.qk_norm", LAYER + r"attention\.projections\.parts\.\w+$", lambda part: part.q_norm.kind),
+    Question(
+        "query_group",
+        "variant.layers.query_group",
+        LAYER + r"attention\.projections\.parts\.\w+$",
+        lambda part: part.counts[0] // part.counts[1],
+    ),
     Question("norm", "variant.layers.norm", LAYER + r"norm[12]\.parts\.parts\.\w+$", _kind),
     Question("eps", "", r"^(blocks|heads)\..*norm", lambda part: getattr(part, "eps", None)),
     Question("text_norm", "variant.layers.text_norm", r"\.text_norm(\.parts\.parts\.\w+)?$", _affine),
     Question("text_place", "variant.text_place", r"^$", lambda part: "sequence" if part.in_sequence else "cross"),
-    Question("text_after", "variant.text_after", r"^$", lambda part: sum(not reads for reads in part.reads_text)),
+    Question("text_after", "variant.text_after", r"^$", lambda part: part.text_after),
+    Question("text_stages", "", r"^$", _text_stages, lambda model, name, answer: "variant.align_text=true"),
     Question("feed_forward", "variant.layers.feed_forward", LAYER + r"feed_forward\.parts\.parts\.\w+$", _network),
     Question("modulation", "variant.layers.modulation", r"^blocks\.\d+(\.storeys\.parts\.\w+(\.(low|high))?)?$", _modulation),
     Question("head_gates", "variant.layers.head_gates", LAYER + r"attention\.outputs\.parts\.\w+$", lambda part: part.scale),
@@ -85,16 +150,22 @@ QUESTIONS = (
     ),
     Question("ends.bias", "variant.ends.bias", r"^heads\.\w+$", lambda part: part.linear.bias is not None),
     Question("text_modulation", "variant.layers.text_modulation", r"^$", lambda part: part.prompt is not None),
+    Question("ends.text", "variant.ends.text", r"^text\.parts\.\w+$", lambda part: getattr(part, "kind", None)),
     Question("ends.norm", "variant.ends.norm", r"^heads\.\w+\.norm$", _kind),
+    Question("bridge.layers", "", r"^$", _bridged, lambda model, name, answer: EVERY_LAYER),
+    Question("bridge.kind", "variant.bridge.kind", r"\.bridge$", lambda part: getattr(part, "kind", "another")),
+    *(_bridge(name) for name in ("gate", "at", "directions", "inner", "normed", "rotary", "qk_norm", "head_gates")),
+    _bridge("level", lambda config: config.level if getattr(config, "gate", "") == "level" else None),
     Question("bridge.norm", "variant.bridge.norm", r"\.bridge\.norms\.\w+$", _kind),
-    Question(
-        "bridge.rotary",
-        "variant.bridge.rotary",
-        r"\.bridge(\.readers\.parts\.\w+)?$",
-        lambda part: getattr(part, "rotary", None),
-    ),
+    Question("bridge.affine", "variant.bridge.affine", r"\.bridge\.norms\.\w+$", lambda part: part.weight is not None),
 )
 NAMES = (*(question.name for question in QUESTIONS), CLOCK)
+
+
+def check_names(differ: Sequence[str]) -> None:
+    """Refuse to let something differ that nobody asks about."""
+    if unknown := [name for name in differ if name not in NAMES]:
+        raise ValueError(f"differ names {unknown[0]}: {nearest(unknown[0], list(NAMES))}; known: {', '.join(NAMES)}")
 
 
 @dataclass(frozen=True)
@@ -169,9 +240,9 @@ def agreement(
             owners = (fact.modality,) if fact.modality else modalities
             ours = {answer for owner in (*owners, SHARED) for answer in answers.get((fact.ours, owner), ())}
             if other := sorted((answer for answer in ours if answer != found), key=str):
-                setting = next(question.setting for question in QUESTIONS if question.name == fact.ours)
+                question = next(question for question in QUESTIONS if question.name == fact.ours)
                 words = f"{label} is {_shown(found)} there and {' or '.join(map(_shown, other))} here"
-                differ.append(Difference(fact.ours, words, f"{setting}={_shown(found)}" if setting else ""))
+                differ.append(Difference(fact.ours, words, question.remedy(model, name, found, bool(fact.modality))))
     slower = turns.get("clock.theta", THETA) / THETA  # a reach is told, and units follow from it and theta
     turns |= {fact.ours: turns[fact.ours] * slower for fact in facts if fact.reach and fact.ours in turns}
     if clocks := _clocks(model, rotary, rotary.settled(turns), modalities):
@@ -194,6 +265,18 @@ def _answers(model: Denoiser) -> dict[tuple[str, str], set[Any]]:
         for question in QUESTIONS:
             if re.search(question.where, path) and (answer := question.read(module)) is not None:
                 found.setdefault((question.name, canonical(f"{path}.x")[1]), set()).add(answer)
+    return found
+
+
+def answered(model: Denoiser, facts: tuple[Fact, ...], modalities: tuple[str, ...]) -> list[tuple[Fact, Any]]:
+    """A model's answers to the questions of facts; None where it has none, or several."""
+    answers, found = _answers(model), []
+    for fact in facts:
+        owners = (fact.modality,) if fact.modality else modalities
+        ours = {answer for owner in (*owners, SHARED) for answer in answers.get((fact.ours, owner), ())}
+        if fact.ours.startswith(f"{CLOCK}."):
+            ours = {getattr(model.clock, fact.ours.removeprefix(f"{CLOCK}."))}
+        found.append((fact, ours.pop() if len(ours) == 1 else None))
     return found
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint into a denoiser and back, by a table of keys.
+"""A checkpoint into a denoiser, by a table of keys.
 
 Of a checkpoint that knows one modality, weights go where ours serve it alone (its tower, its embedder, its head) or all
 modalities; where a joint layer keeps weights per modality, each modality gets a copy, as NAVA starts. The other towers,
@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from nava_lab.attention.projections import Heads, SelfProjection
-from nava_lab.checkpoints.agree import NAMES, Agreement, agreement
+from nava_lab.checkpoints.agree import Agreement, agreement, check_names
+from nava_lab.checkpoints.facts import INTERLEAVED, PAIRS, SPLIT, Fact
 from nava_lab.checkpoints.files import CONFIG, Tensors
 from nava_lab.checkpoints.misfits import Misfit, remedy
 from nava_lab.checkpoints.names import ENDS, SHARED, canonical, layered, of_layer, part_of, second_expert
-from nava_lab.checkpoints.tables import DIALECTS, INTERLEAVED, SPLIT, Dialect, Entry
+from nava_lab.checkpoints.tables import DIALECTS, Dialect, Entry
 from nava_lab.models.denoiser import Denoiser
-from nava_lab.registry import nearest
 
 MAPPED, COPIED = "mapped", "copied"
 
@@ -125,8 +125,7 @@ def plan(model: Denoiser, tensors: Tensors, ends: bool = True, differ: Sequence[
         ValueError: no known layout; shapes that do not fit, all of them by name; a model that computes something else than the
             source, or wants tensors that it lacks.
     """
-    if unknown := [name for name in differ if name not in NAMES]:
-        raise ValueError(f"differ names {unknown[0]}: {nearest(unknown[0], list(NAMES))}; known: {', '.join(NAMES)}")
+    check_names(differ)
     dialect, prefix = detect(tensors)
     pairs_of(tensors)
     table = dialect.table()
@@ -136,7 +135,7 @@ def plan(model: Denoiser, tensors: Tensors, ends: bool = True, differ: Sequence[
     for key in state:
         if not ends and _is_end(key):
             continue
-        pattern, kind = _wanted(key, dialect)
+        pattern, kind = wanted(key, dialect)
         found = [Fill(key, prefix + of_layer(entry.theirs, key), entry, kind) for entry in table.get(pattern, ()) if kind]
         absent = [fill.theirs for fill in found if fill.theirs not in tensors.where]
         lacking |= dict.fromkeys(absent, key)
@@ -146,7 +145,7 @@ def plan(model: Denoiser, tensors: Tensors, ends: bool = True, differ: Sequence[
         raise ValueError(f"{tensors.path} does not fit: {shown}. Set {remedy(misfits)}")
     agreed = _agreed(model, dialect, prefix, tensors, ends, differ)
     if lacking:
-        raise ValueError(_lacks(lacking, state, dialect, prefix, tensors))
+        raise ValueError(_lacks(lacking, model, dialect, prefix, tensors))
     return fills, _manifest(dialect, prefix, fills, state, tensors, agreed)
 
 
@@ -173,21 +172,32 @@ def _agreed(model: Denoiser, dialect: Dialect, prefix: str, tensors: Tensors, en
     return found
 
 
-def _lacks(lacking: Mapping[str, str], state: Mapping[str, Tensor], dialect: Dialect, prefix: str, tensors: Tensors) -> str:
+def _lacks(lacking: Mapping[str, str], model: Denoiser, dialect: Dialect, prefix: str, tensors: Tensors) -> str:
     """What a checkpoint has not and this model would read from it."""
+    state = dict(model.named_parameters())
     mark = re.escape(prefix + dialect.mark).replace(r"\.0\.", r"\.(\d+)\.", 1)
     depth = 1 + max(int(found[1]) for key in tensors.where if (found := re.fullmatch(mark, key)))
     beyond = [key for key in lacking.values() if key.startswith("blocks.") and int(key.split(".")[1]) >= depth]
     count = sum(state[key].numel() for key in set(lacking.values()))
     share = count / sum(part.numel() for part in state.values())
-    mend = f"it has {depth} layers: set variant.depth={depth}" if beyond else "fetch it again, or turn off what reads them"
+    mend = f"it has {depth} layers{_layers(model, dialect, depth)}" if beyond else "fetch it again, or turn off what reads them"
     return (
         f"{tensors.path} lacks {len(lacking)} tensors that this model reads ({share:.1%} of its parameters), such as "
         f"{', '.join(list(lacking)[:3])}; {mend}"
     )
 
 
-def _wanted(key: str, dialect: Dialect) -> tuple[str, str]:
+def _layers(model: Denoiser, dialect: Dialect, depth: int) -> str:
+    """How a model's modality comes to pass so many layers, whatever settings count them."""
+    owner = dialect.modalities[0]
+    passed = [by for by, only in zip(model.counted_by, model.passes, strict=True) if not only or owner in only]
+    beside = [by for by in dict.fromkeys(passed) if by != "depth"]
+    how = ", ".join(f"{passed.count(by)} by variant.{by}" for by in ("depth", *beside))
+    here = f", and {owner} passes {len(passed)} here ({how})" if beside else ""
+    return f"{here}: set {' '.join((f'variant.depth={depth}', *(f'variant.{by}=0' for by in beside)))}"
+
+
+def wanted(key: str, dialect: Dialect) -> tuple[str, str]:
     """By which pattern a table knows a key of ours, and what kind of filling that is; empty where it has no part in it."""
     pattern, owner = canonical(key)
     if not dialect.modality:
@@ -257,9 +267,9 @@ def warm_start(
     with torch.no_grad():
         for name, tensor in tensors.read(by_theirs):
             for fill in by_theirs[name]:
-                ours = state[fill.ours].chunk(fill.entry.part[1])[fill.entry.part[0]]
+                ours = rows_of(model, fill.ours, state[fill.ours], fill.entry)
                 made = _to_ours(tensor, fill.entry, patch)
-                made = _neighbours(made, _head_dim(model, fill.ours)) if split and fill.entry.turned else made
+                made = _neighbours(made, head_dim(model, fill.ours)) if split and fill.entry.turned else made
                 ours.copy_(made.reshape(ours.shape))
     return manifest
 
@@ -279,14 +289,19 @@ def patch_of(tensors: Tensors, fills: list[Fill]) -> tuple[int, ...]:
 
 
 def pairs_of(tensors: Tensors) -> str:
-    """How a checkpoint's rotary pairs lie: as its config says, or as its layout has them."""
-    found = tensors.config.get("rope_type", detect(tensors)[0].pairs)
+    """How a checkpoint's rotary pairs lie: as its config says, or as every release of its layout has them."""
+    dialect, prefix = detect(tensors)
+    found = pairs_told(dialect).answer(tensors, prefix, None)[0]
     if found not in (INTERLEAVED, SPLIT):
         raise ValueError(f"{tensors.config_at}: rope_type={found} is not one of {INTERLEAVED}, {SPLIT}, which are known here")
     return found
 
 
-def _head_dim(model: Denoiser, key: str) -> int:
+def pairs_told(dialect: Dialect) -> Fact:
+    return next(fact for fact in dialect.facts if fact.ours == PAIRS)
+
+
+def head_dim(model: Denoiser, key: str) -> int:
     """Channels of a head of the attention that a weight belongs to."""
     path = key
     while path:
@@ -299,49 +314,19 @@ def _head_dim(model: Denoiser, key: str) -> int:
     raise ValueError(f"{key} belongs to no attention")
 
 
+def rows_of(model: Denoiser, key: str, ours: Tensor, entry: Entry) -> Tensor:
+    """The rows of one of ours that an entry names: of queries, keys and values in one matrix, as many as each has."""
+    place, parts = entry.part
+    if parts == 1:
+        return ours
+    module = model.get_submodule(key.rpartition(".qkv.")[0])
+    return ours.split([count * module.head_dim for count in module.counts])[place]  # type: ignore[operator,union-attr]
+
+
 def _neighbours(rows: Tensor, head_dim: int) -> Tensor:
     """Channels of each head from halves, pair j being (j, j + head_dim / 2), to neighbours (2 j, 2 j + 1)."""
     return rows.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)
 
 
-def _halves(rows: Tensor, head_dim: int) -> Tensor:
-    """The other way round."""
-    return rows.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).flatten(0, 2)
-
-
 def _to_ours(tensor: Tensor, entry: Entry, patch: tuple[int, ...]) -> Tensor:
     return tensor.unflatten(0, (prod(patch), -1)).transpose(0, 1).flatten(0, 1) if entry.shape == "patch_out" else tensor
-
-
-def export(
-    model: Denoiser, dialect: str = "wan", patch: tuple[int, ...] = (1, 2, 2), dtype: torch.dtype = torch.float32
-) -> dict[str, Tensor]:
-    """A model's weights in a checkpoint's layout: exactly what ``warm_start`` would read back.
-
-    Of weights that were copied, the dialect's own modality is taken. Rotary pairs lie as the layout has them where no config
-    says otherwise.
-    """
-    chosen = next((one for one in DIALECTS if one.name == dialect), None)
-    if chosen is None:
-        raise ValueError(f"no layout is called '{dialect}'; known: {', '.join(one.name for one in DIALECTS)}")
-    table = chosen.table()
-    found: dict[str, Tensor] = {}
-    for key, ours in model.named_parameters():
-        if chosen.modality and (canonical(key)[1] not in (chosen.modality, SHARED) or second_expert(key)):
-            continue
-        for entry in table.get(_wanted(key, chosen)[0], ()):
-            rows = ours.detach().chunk(entry.part[1])[entry.part[0]]
-            if entry.turned and chosen.pairs == SPLIT:
-                rows = _halves(rows, _head_dim(model, key))
-            found[of_layer(entry.theirs, key)] = _to_theirs(rows, entry, patch).to(dtype).contiguous().clone()
-    return found
-
-
-def _to_theirs(rows: Tensor, entry: Entry, patch: tuple[int, ...]) -> Tensor:
-    if entry.shape == "row":
-        return rows.unsqueeze(0)
-    if entry.shape == "patch_in":
-        return rows.unflatten(1, (-1, *patch))
-    if entry.shape == "patch_out":
-        return rows.unflatten(0, (-1, prod(patch))).transpose(0, 1).flatten(0, 1)
-    return rows

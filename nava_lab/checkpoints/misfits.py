@@ -10,12 +10,19 @@ from nava_lab.checkpoints.names import SHARED, canonical
 
 # What the rows and columns of a weight count; the first pattern that fits says it.
 AXES = (
+    (r"\bbridge\.readers\.\w+_to_\w+\.(query|key|value)\.linear\.weight$", ("inner", "width")),
+    (r"\bbridge\.readers\.\w+_to_\w+\.(query|key|value)\.linear\.bias$", ("inner",)),
+    (r"\bbridge\.readers\.\w+_to_\w+\.output\.linear\.weight$", ("width", "inner")),
+    (r"\bbridge\.readers\.\w+_to_\w+\.(query|key)\.norm\.norm\.weight$", ("normed in an exchange",)),
+    (r"\bbridge\.tables\b.*\btable$", ("vectors of an exchange", "width")),
+    (r"^exchange\b.*\bprojection\.1\.weight$", ("vectors of an exchange", "width")),
+    (r"^exchange\b.*\bprojection\.1\.bias$", ("vectors of an exchange",)),
     (r"\bfc1\.weight$", ("hidden", "width")),
     (r"\bfc1\.bias$", ("hidden",)),
     (r"\bfc2\.weight$", ("width", "hidden")),
     (r"^(level|prompt|exchange)\b.*\bmlp\.0\.weight$|\.level\.mlp\.0\.weight$", ("width", "features")),
-    (r"^(level|prompt|exchange)\b.*\bprojection\.1\.weight$", ("vectors of width", "width")),
-    (r"^(level|prompt|exchange)\b.*\bprojection\.1\.bias$", ("vectors of width",)),
+    (r"^(level|prompt)\b.*\bprojection\.1\.weight$", ("vectors of width", "width")),
+    (r"^(level|prompt)\b.*\bprojection\.1\.bias$", ("vectors of width",)),
     (r"^embed\.\w+\.weight$|\.embed\.weight$", ("width", "channels")),
     (r"^embed\.\w+\.first\.weight$", ("width", "channels", "kernel")),
     (r"^embed\.\w+\.w[13]\.weight$", ("inner", "width", "kernel")),
@@ -23,7 +30,7 @@ AXES = (
     (r"^heads\.\w+\.linear\.weight$|\.head\.linear\.weight$", ("channels", "width")),
     (r"^heads\.\w+\.linear\.bias$|\.head\.linear\.bias$", ("channels",)),
     (r"^text\b.*\bmlp\.0\.weight$|\.text\.mlp\.0\.weight$", ("width", "text")),
-    (r"\b(modulation\.tables|bridge\.tables)\b.*\btable$", ("vectors", "width")),
+    (r"\bmodulation\.tables\b.*\btable$", ("vectors", "width")),
     (r"_norm\.norm\.weight$|\b(query|key)\.norm\.norm\.weight$", ("normed",)),
     (r"\bqkv\.weight$", ("queries", "width")),
     (r"\bqkv\.bias$", ("queries",)),
@@ -39,12 +46,22 @@ REMEDIES = (
     ("heads", "variant.heads={theirs}"),
     ("channels", "warm_start.ends=false (its latents have other channels)"),
     ("text", "warm_start.ends=false (its text has other features)"),
+    ("inner", "variant.bridge.inner (whose width the exchange has)"),
+    ("normed in an exchange", "variant.bridge.qk_norm (over all heads, or within each)"),
+    ("vectors of an exchange", "variant.bridge.directions (vectors of an exchange)"),
     ("queries", "variant.layers (no grouped queries)"),
     ("normed", "variant.layers.qk_norm (over all heads, or within each)"),
     ("vectors", "variant.layers.text_modulation (vectors of a layer)"),
     ("vectors of width", "variant.layers.text_modulation (vectors of a layer)"),
 )
-FOLLOW = {"queries", "normed", "vectors of width"}  # axes that other settings move too
+FOLLOW = {
+    "queries",
+    "normed",
+    "vectors of width",
+    "inner",
+    "normed in an exchange",
+    "vectors of an exchange",
+}  # axes that other settings move too
 
 
 @dataclass(frozen=True)

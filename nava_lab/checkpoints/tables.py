@@ -4,7 +4,7 @@ An entry names one tensor of ours (or rows of it) and one of theirs. ``{i}`` cou
 for weights that all of them share. Wan's own dialect serves NAVA too; diffusers' renames it, and swaps the names of
 two norms. LTX-2's release calls some of what diffusers has otherwise; Ovi's is two Wan models in one file.
 
-Rotary pairs are two neighbouring channels here, and in LTX-2's release two channels half a head apart ("split"): the same
+Rotary pairs are two neighbouring channels here, and in LTX-2's releases two channels half a head apart ("split"): the same
 network with the rows of queries, keys and their norms in another order.
 """
 
@@ -14,8 +14,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from nava_lab.checkpoints import facts as known
-
-INTERLEAVED, SPLIT = "interleaved", "split"
 
 
 @dataclass(frozen=True)
@@ -277,8 +275,9 @@ class Dialect:
         modality: the one that a checkpoint of a single modality knows; empty where the table names its modalities.
         prefixes: what may stand before every key of a file.
         beside: how keys of other models in the same file begin; they are no part of it.
-        pairs: how its rotary pairs lie where the source's config (``rope_type``) does not say.
         facts: what it computes by that no shape tells.
+        told: which of the keys that a fact may be told by its config has.
+        header: whether that config is in the file's header, under "transformer", and not in a file beside it.
         rotary: its clock.
         width: key, by modality, whose columns are its width.
     """
@@ -289,8 +288,9 @@ class Dialect:
     modality: str = "video"
     prefixes: tuple[str, ...] = ("", "model.diffusion_model.", "video_model.")
     beside: tuple[str, ...] = ()
-    pairs: str = INTERLEAVED
     facts: tuple[known.Fact, ...] = known.WAN
+    told: int = 0
+    header: bool = False
     rotary: known.Rotary = known.WAN_ROTARY
     width: Mapping[str, str] = field(default_factory=dict)
 
@@ -334,15 +334,18 @@ DIALECTS = (
         WAN,
         width={"video": "blocks.0.self_attn.q.weight"},
     ),
-    Dialect("wan (diffusers)", "blocks.0.attn1.to_q.weight", WAN_DIFFUSERS, width={"video": "blocks.0.attn1.to_q.weight"}),
+    Dialect(
+        "wan (diffusers)", "blocks.0.attn1.to_q.weight", WAN_DIFFUSERS, told=1, width={"video": "blocks.0.attn1.to_q.weight"}
+    ),
     Dialect(
         "ltx2",
         "transformer_blocks.0.audio_to_video_attn.q_norm.weight",
         LTX2,
         modality="",
         beside=LTX2_BESIDE,
-        pairs=SPLIT,
         facts=known.LTX2,
+        told=1,
+        header=True,
         rotary=known.LTX2_ROTARY,
         width=LTX2_WIDTHS,
     ),

@@ -128,6 +128,7 @@ class TextEncoder(nn.Module):
 
     def __init__(self, spec: TextSpec, width: int, kind: str = "mlp", start: int = 0):
         super().__init__()
+        self.kind = kind
         inner = width if spec.vocabulary else spec.features
         if spec.vocabulary:
             self.words = nn.Embedding(spec.vocabulary, inner)

@@ -16,7 +16,7 @@ def check(variant: Variant, dims: Dims, interface: Interface, blocks: Sequence[A
     """Refuse a variant whose parts do not fit each other or this interface."""
     _check_levels(variant, dims, blocks)
     _check_text(variant, blocks)
-    _check_names(variant, interface)
+    _check_names(variant, dims, interface)
     _check_clock(variant, interface, blocks)
     _check_bridges(dims, blocks)
     if variant.clock.layout == "spread" and any(getattr(block, "query_group", 1) > 1 for block in blocks):
@@ -104,12 +104,14 @@ def _check_bridges(dims: Dims, blocks: Sequence[Any]) -> None:
             )
 
 
-def _check_names(variant: Variant, interface: Interface) -> None:
-    known = {TEXT, *interface.modalities}
-    named = {"ends.conv": variant.ends.conv, "width_share": variant.width_share, "ratio_share": variant.ratio_share}
-    for key, names in named.items():
-        if unknown := sorted(set(names) - known):
-            raise ValueError(f"variant.{key} names {', '.join(unknown)}; there is {', '.join(interface.modalities)}")
+def _check_names(variant: Variant, dims: Dims, interface: Interface) -> None:
+    """Names of nobody; text outside the row has no width and no feed-forward to be given a share of."""
+    named = {"ends.conv": (variant.ends.conv, (*interface.modalities, TEXT))}
+    named |= {key: (tuple(getattr(variant, key)), dims.names) for key in ("width_share", "ratio_share")}
+    for key, (names, known) in named.items():
+        if unknown := sorted(set(names) - set(known)):
+            why = f", and text is outside the row (text_place={variant.text_place})" if unknown == [TEXT] else ""
+            raise ValueError(f"variant.{key} names {', '.join(unknown)}; there is {', '.join(interface.modalities)}{why}")
     for name in variant.ends.conv:
         if name == TEXT or interface.modalities[name].grid != (1, 1):
             raise ValueError(f"variant.ends.conv={name}: convolutions over time need one token per time step")

@@ -153,7 +153,9 @@ class Denoiser(nn.Module):
             stage.config.build(dims.only(stage.only) if stage.only else dims) for stage in plan for _ in range(stage.layers)
         )
         self.reads_text = tuple(stage.text for stage in plan for _ in range(stage.layers))
+        self.text_after = variant.text_after
         self.passes = tuple(stage.only for stage in plan for _ in range(stage.layers))
+        self.counted_by = tuple(stage.counted_by for stage in plan for _ in range(stage.layers))
 
         def head(name: str, spec: ModalitySpec) -> nn.Module:
             return tag(VelocityHead(dims.widths[name], spec.channels, self.level is not None, ends), HEADS, name)

@@ -31,6 +31,7 @@ class Stage:
         text: whether its layers read the text. Where they do not, the text is hidden from the generated modalities, be it
             outside the sequence or in it, and a block that can do without its text sublayer is built without.
         only: the modalities that pass through these layers, the others pass by; empty for all.
+        counted_by: the variant's setting that says how many layers of the kind there are; 0 of any but ``depth`` makes none.
     """
 
     block: BlockConfig
@@ -38,6 +39,7 @@ class Stage:
     label: str = ""
     text: bool = True
     only: tuple[str, ...] = ()
+    counted_by: str = "depth"
 
     def __post_init__(self) -> None:
         if self.layers < 0:
@@ -76,18 +78,16 @@ class Published:
         size: width and feed-forward width; those of each modality follow from the variant's settings, as at any budget.
         fields: settings of the variant by key, "depth" or "clock.index".
         source: where these facts come from, and how sure they are.
-        head_dim: channels of a head where ``heads`` does not say how many there are (MOVA's towers differ in it).
     """
 
     interface: Interface
     size: Size
     fields: Mapping[str, Any]
     source: str = ""
-    head_dim: int = 0
 
     def dims(self, variant: Variant) -> Dims:
         """All sizes, by the settings of the variant, whoever changed some."""
-        return variant.dims(self.interface, self.size, self.head_dim)
+        return variant.dims(self.interface, self.size)
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,8 @@ class Variant:
         depth: layers in all.
         heads: attention heads; 0 chooses the count, of whole groups of queries, that makes a head nearest to 32 channels (64 from
             width 512, 128 from 2048).
+        head_dim: channels of a head that the count is chosen to come nearest to, in each modality by its width (MOVA's towers
+            have 40 and 12 heads of 128); 0 leaves that to the width.
         text_after: layers that come before the text does: they do not read it, whatever the stages say.
         ratio: the feed-forward ratio that the budget solver aims for before it fits the rest.
         clock: seconds to rotary angles.
@@ -112,6 +114,7 @@ class Variant:
 
     depth: int = 6
     heads: int = 0
+    head_dim: int = 0
     text_after: int = 0
     ratio: float = 3.0
     clock: Clock = field(default_factory=Clock)
@@ -132,6 +135,11 @@ class Variant:
             )
         if self.heads < 0 or not self.ratio > 0:
             raise ValueError(f"heads={self.heads} must not be negative and ratio={self.ratio} must be positive")
+        if self.head_dim < 0 or (self.head_dim and self.heads):
+            raise ValueError(
+                f"variant.head_dim={self.head_dim} is how many channels heads should have where variant.heads=0 leaves their "
+                f"number open, and variant.heads={self.heads}: give one of the two, and 0 for the other"
+            )
         if not 0 <= self.text_after < self.depth:
             most = self.depth - 1
             raise ValueError(f"variant.text_after={self.text_after}: of {self.depth} layers, 0 to {most} can go without text")
@@ -212,21 +220,19 @@ class Variant:
         shares = {name: self.width_share.get(name, 1.0) for name in modalities}
         return {name: width if share == 1 else max(8, 8 * round(width * share / 8)) for name, share in shares.items()}
 
-    def dims(self, interface: Interface, size: Size, head_dim: int = 0) -> Dims:
+    def dims(self, interface: Interface, size: Size) -> Dims:
         """Widths, heads and feed-forward widths of every modality of the row.
 
         Args:
             interface: says which modalities there are.
             size: of the model.
-            head_dim: channels of a head, where ``heads`` is 0 and its count not to be chosen by width.
 
         Raises:
             ValueError: a width that does not divide into its heads.
         """
         names = (*interface.modalities, *((TEXT,) if self.text_place == "sequence" else ()))
         widths = self.widths(size.width, names)
-        by_channels = head_dim if not self.heads else 0
-        heads = {name: max(1, width // by_channels) if by_channels else self.heads_for(width) for name, width in widths.items()}
+        heads = {name: self.heads_for(width) for name, width in widths.items()}
         for name, width in widths.items():
             if width % (2 * heads[name]):
                 raise ValueError(f"width {width} of {name} does not divide into {heads[name]} heads of an even size")
@@ -240,7 +246,7 @@ class Variant:
             return self.heads
         if width % 2:
             raise ValueError(f"a model width must be even, not {width}")
-        target = 32 if width < 512 else 64 if width < 2048 else 128
+        target = self.head_dim or (32 if width < 512 else 64 if width < 2048 else 128)
         group = self.layers.query_group
         counts = [count for count in range(group, width // 2 + 1, group) if width % (2 * count) == 0]
         if not counts:

@@ -24,29 +24,44 @@ from nava_lab.study.build import interface, parts, rules
 
 SIZE = "size"  # the key by which a published size is asked for: size=published, or size=NAME of one of several
 PUBLISHED = "published"
+OWN_LATENTS = "its own latents"
+OF_A_WORLD = (
+    "world=",
+    "world.",
+    "clips.",
+    "difficulty=",
+    "conditioning.",
+)  # what a released system's clips and words take no part in
 
 
 def described(overrides: Sequence[str]) -> dict[str, Any]:
     """What the overrides would build; with ``size=published`` (or the name of a release), a system as it was released."""
     asked = next((part.split("=", 1)[1] for part in overrides if part.startswith(f"{SIZE}=")), None)
     overrides = [part for part in overrides if not part.startswith(f"{SIZE}=")]
-    config = load(overrides)
-    if asked is None:
-        return description(config)
-    budget = [part for part in overrides if part.startswith("budget.")]
-    if budget:
-        raise ConfigError(f"{budget[0]}: {SIZE}={asked} is a size already; leave one of them out")
+    return description(load(overrides)) if asked is None else _as_released(asked, overrides)
+
+
+def _as_released(asked: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """A system at a size of its release, with what the overrides change of it."""
+    for part in overrides:
+        if part.startswith("budget."):
+            raise ConfigError(f"{part}: {SIZE}={asked} is a size already; leave one of them out")
+        if part.startswith(OF_A_WORLD):
+            raise ConfigError(
+                f"{part}: {SIZE}={asked} is described on the latents and words of its release; leave one of them out"
+            )
     try:
-        name = "" if asked == PUBLISHED else asked
-        _, found = released(type(config.variant), name)
+        kind = type(load([part for part in overrides if part.startswith("variant=")]).variant)
+        _, found = released(kind, "" if asked == PUBLISHED else asked)
         config = load([*_as_overrides(found.fields), *overrides])
         dims = found.dims(config.variant)
         cost = measure(config.variant, found.interface, dims)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    step = f"as released ({found.source}), on its own latents"
+    step = f"as released ({found.source}), on {OWN_LATENTS}"
     solution = Solution(found.size, cost, Budget(**vars(found.size)), float(cost.total), (step,))
-    return _description(config, found.interface, dims, solution, 1)
+    batch = _at_once(config) if any(part.startswith("training.batch_size=") for part in overrides) else 1
+    return {**_description(config, found.interface, dims, solution, batch), "world": OWN_LATENTS}
 
 
 def combinations(overrides: Sequence[str]) -> list[list[str]]:
@@ -70,8 +85,12 @@ def _as_overrides(fields: Mapping[str, Any]) -> list[str]:
 def description(config: Config) -> dict[str, Any]:
     """Stages, parameters, FLOPs, memory and how the budget was met; builds on the meta device only."""
     solution = parts(config).solution
-    at_once = config.training.batch_size // (device_count(config.trainer) * config.trainer.accumulate)
-    return _description(config, interface(config), solution.size, solution, at_once)
+    return _description(config, interface(config), solution.size, solution, _at_once(config))
+
+
+def _at_once(config: Config) -> int:
+    """Samples that one device computes at once."""
+    return config.training.batch_size // (device_count(config.trainer) * config.trainer.accumulate)
 
 
 def _description(config: Config, face: Interface, size: Size | Dims, solution: Solution, batch: int) -> dict[str, Any]:

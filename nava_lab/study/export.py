@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from nava_lab.checkpoints.convert import export
+from nava_lab.checkpoints.files import CONFIG
 from nava_lab.checkpoints.tables import DIALECTS
+from nava_lab.checkpoints.write import EXPERTS, Written, export, layout_of
 from nava_lab.config import ConfigError, from_file
 from nava_lab.registry import nearest
 from nava_lab.study.build import network, parts
@@ -33,18 +36,23 @@ class Form:
         weights: "averaged", which a run is scored by, or "current", which were being trained.
         dtype: of the values.
         patch: over which a published embedding convolves; its sizes multiply to our values per channel.
+        expert: which of two is written where a layout holds one: for "low" noise levels, or for "high" ones.
+        differ: what the model may compute otherwise than every release of the layout, such as ("clock", "heads").
     """
 
     layout: str = PLAIN
     weights: str = "averaged"
     dtype: str = "float32"
     patch: tuple[int, ...] = (1, 2, 2)
+    expert: str = "low"
+    differ: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for option, value, known in (
             ("to", self.layout, LAYOUTS),
             ("weights", self.weights, WEIGHTS),
             ("dtype", self.dtype, DTYPES),
+            ("expert", self.expert, EXPERTS),
         ):
             if value not in known:
                 raise ConfigError(f"--{option} {value}: {nearest(value, list(known))}; known: {', '.join(known)}")
@@ -58,12 +66,19 @@ def export_weights(source: Path, out: Path, form: Form, tell: Tell) -> dict[str,
     if out.suffix != ".safetensors":
         raise ConfigError(f"{out} must end in .safetensors")
     run, found, step = _weights(source, form, tell)
+    told: dict[str, Any] = {}
     if form.layout != PLAIN:
-        found = _in_layout(run, found, form)
+        made = _in_layout(run, found, form)
+        found, told = dict(made.tensors), dict(made.config)
+        for line in made.lines():
+            tell(line)
     dtype = DTYPES[form.dtype]
     written = {name: part.to(dtype) if part.is_floating_point() else part for name, part in found.items()}
     about = {"run": run.name, "step": str(step), "weights": form.weights, "layout": form.layout, "format": "pt"}
+    beside = _tell(told, form.layout, out, about)
     out.parent.mkdir(parents=True, exist_ok=True)
+    if beside is not None:
+        beside.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     save_weights(out, {name: part.contiguous() for name, part in written.items()}, about)
     count = sum(part.numel() for part in written.values())
     tell(f"{out}: {form.weights} weights at step {step}, {len(written)} tensors, {count:,} parameters, {form.layout} layout")
@@ -96,16 +111,36 @@ def _weights(source: Path, form: Form, tell: Tell) -> tuple[Path, dict[str, Tens
     return run, weights_of(saved, form.weights == "averaged"), int(saved["global_step"])
 
 
-def _in_layout(run: Path, weights: dict[str, Tensor], form: Form) -> dict[str, Tensor]:
-    """The weights as a published checkpoint names and shapes them."""
+def _tell(told: dict[str, Any], layout: str, out: Path, about: dict[str, str]) -> Path | None:
+    """Where a checkpoint says what it computes by: in its header, or in a config beside it, which is then to be written."""
+    if not told:
+        return None
+    if layout_of(layout).header:
+        about["config"] = json.dumps({"transformer": told})
+        return None
+    beside = out.parent / CONFIG
+    if beside.is_file():
+        try:
+            same = json.loads(beside.read_text(encoding="utf-8")) == told
+        except ValueError:
+            same = False
+        if not same:
+            raise ConfigError(f"{beside} says what other weights compute by: give {out.name} a folder of its own")
+    return beside
+
+
+def _in_layout(run: Path, weights: dict[str, Tensor], form: Form) -> Written:
+    """The weights as a published checkpoint names and shapes them, and what is said beside them of what they compute by."""
     config = from_file(run / "config.yaml")
     model = network(config, parts(config).solution)
     model.load_state_dict(weights)
     try:
-        found = export(model, form.layout, form.patch)
+        found = export(model, form.layout, form.patch, expert=form.expert, differ=form.differ)
+    except ValueError as error:
+        raise ConfigError(f"{run.name}: {error}") from None
     except RuntimeError:
         sizes = ",".join(map(str, form.patch))
         raise ConfigError(f"--patch {sizes} does not divide what {run.name} embeds: give the patch of its world") from None
-    if not found:
+    if not found.tensors:
         raise ConfigError(f"no weights of {config.variant.name} have a place in the {form.layout} layout")
     return found

@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from nava_lab.blocks.base import Dims
 from nava_lab.checkpoints import convert
-from nava_lab.checkpoints.convert import export, warm_start
+from nava_lab.checkpoints.convert import warm_start
 from nava_lab.checkpoints.files import Tensors, digest
 from nava_lab.checkpoints.tables import WAN, WAN_DIFFUSERS
+from nava_lab.checkpoints.write import export
 from nava_lab.config import ConfigError, load
 from nava_lab.models.denoiser import Denoiser
 from nava_lab.models.variant import with_settings
@@ -123,7 +124,7 @@ def test_export_is_what_was_read(wan, tmp_path, name, dialect):
     _, path = wan
     source, first = load_file(path), fresh(name)
     warm_start(first, path)
-    written = export(first, dialect)
+    written = export(first, dialect).tensors
     if dialect == "wan (diffusers)":
         assert written.keys() == source.keys()
         assert all(torch.equal(written[key], source[key]) for key in source)

@@ -10,6 +10,7 @@ import pytest
 
 from nava_lab.blocks.base import Dims
 from nava_lab.budget.thin import Thin
+from nava_lab.cli import main
 from nava_lab.config import ConfigError
 from nava_lab.models.denoiser import on_meta
 from nava_lab.models.variant import released
@@ -84,8 +85,12 @@ def test_a_published_size_follows_every_setting(name, changes):
     assert counts[0] != counts[1]
 
 
-def test_heads_that_are_said_win_over_the_channels_of_the_release():
-    variant, found = released(variants.get("mova"), heads=8)
+def test_heads_are_said_by_their_number_or_by_their_channels():
+    with pytest.raises(
+        ValueError, match=r"variant\.head_dim=128 .* and variant\.heads=8: give one of the two, and 0 for the other"
+    ):
+        released(variants.get("mova"), heads=8)
+    variant, found = released(variants.get("mova"), heads=8, head_dim=0)
     assert found.dims(variant).heads == {"video": 8, "audio": 8}
 
 
@@ -110,6 +115,37 @@ def test_describing_a_published_size_follows_overrides():
 def test_a_setting_that_a_published_size_cannot_have_is_refused_with_the_reason(overrides, said):
     with pytest.raises(ConfigError, match=said):
         described([*overrides, "size=published"])
+
+
+def test_a_setting_is_judged_at_the_published_depth():
+    """Of 30 layers, 10 can go without text; of the sandbox's 6 they could not."""
+    later = described(["variant=nava", "size=published", "variant.text_after=10"])
+    assert sum(stage["layers"] for stage in later["stages"] if not stage["text"]) == 10
+    with pytest.raises(ConfigError, match=r"variant\.text_after=30: of 30 layers, 0 to 29"):
+        described(["variant=nava", "size=published", "variant.text_after=30"])
+
+
+def test_a_published_size_says_what_it_is_described_on(capsys):
+    two, one = (described(["variant=ltx2", "size=published", *more]) for more in (["training.batch_size=2"], []))
+    assert two["world"] == one["world"] == "its own latents"
+    assert (two["memory"]["batch"], one["memory"]["batch"]) == (2, 1)
+    assert two["memory"]["activations"] == 2 * one["memory"]["activations"]
+    main(["describe", "variant=ltx2", "size=published"])
+    assert capsys.readouterr().out.startswith("ltx2 on its own latents: ")
+
+
+@pytest.mark.parametrize("part", ["world=bind", "world.fps=8", "conditioning.timbre=none", "clips.train=8", "difficulty=easy"])
+def test_what_a_published_size_has_no_part_in_is_refused(part):
+    with pytest.raises(
+        ConfigError, match=re.escape(f"{part}: size=published is described on the latents and words of its release")
+    ):
+        described(["variant=nava", "size=published", part])
+
+
+def test_a_mask_is_drawn_of_a_world_alone(capsys):
+    with pytest.raises(SystemExit):
+        main(["describe", "variant=nava", "size=published", "--mask"])
+    assert "--mask draws the tokens of a world, and size=published is described without one" in capsys.readouterr().err
 
 
 def test_sizes_given_one_by_one_must_be_of_the_rows_modalities():

@@ -189,7 +189,7 @@ def _other_values(field, value):
     if isinstance(value, tuple):
         return [(), ("attention",), ("audio",)]
     if isinstance(value, dict):
-        return [{"audio": 0.5}, {"audio": 0.75}]
+        return [{"audio": 0.5}, {"audio": 0.75}, {"text": 0.5}]
     raise AssertionError(f"the test does not know how to change {field.name}={value!r}: teach it")
 
 
@@ -214,9 +214,9 @@ BESIDE = {
 }
 # What no setting beside it brings to life in some variants, and why.
 NEVER = {
-    "ratio_share": ("a joint block needs one width, head count and feed-forward width",),
+    "ratio_share": ("a joint block needs one width, head count and feed-forward width", "text is outside the row"),
     "text_place": ("towers have no such row",),
-    "width_share": ("a joint block needs one width", "has no heads in groups of layers.query_group=5"),
+    "width_share": ("a joint block needs one width", "has no heads in groups of layers.query_group=5", "text is outside the row"),
 }
 DEEPER = {"placement": {"depth": 6}, "bridge.placement": {"depth": 3}}  # where every choice differs
 

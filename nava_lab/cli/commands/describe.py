@@ -31,6 +31,8 @@ def main(arguments: list[str]) -> None:
 
         if many:
             raise ValueError(f"{mask} draws one variant at a time: leave -m out")
+        if size := next((part for part in overrides if part.startswith("size=")), None):
+            raise ValueError(f"{mask} draws the tokens of a world, and {size} is described without one: leave one of them out")
         print("\n\n".join(picture.text() for picture in mask_pictures(load(overrides), cut=mask == "--mask=cut")))
         return
     from nava_lab.study.describe import combinations, described

@@ -3,8 +3,10 @@
 import pytest
 
 from nava_lab.config import load
-from nava_lab.models.variant import with_settings
+from nava_lab.models.denoiser import on_meta
+from nava_lab.models.variant import Size, with_settings
 from nava_lab.registry import variants
+from tests.conftest import INTERFACE
 
 
 @pytest.mark.parametrize(
@@ -29,3 +31,10 @@ def test_what_nothing_reads_is_refused(name, settings, named):
 def test_defaults_of_a_config_are_nobodys_word(override):
     """Hydra gives a tuple as a list, which is no other setting."""
     assert len(load(override.split()).variant.plan()) == 1
+
+
+@pytest.mark.parametrize("key", ["width_share", "ratio_share"])
+def test_text_outside_the_row_has_no_share(key):
+    variant = with_settings(variants.get("dual_tower")(depth=1), {key: {"text": 0.5}})
+    with pytest.raises(ValueError, match=rf"variant\.{key} names text; there is video, audio, and text is outside the row"):
+        on_meta(variant, INTERFACE, Size(48, 96))

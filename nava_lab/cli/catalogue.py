@@ -43,13 +43,13 @@ def catalogue(short: bool) -> str:
         ("every world of flashes and sounds", "world", "worlds/staged.py", "Staged"),
         ("budget", "budget", "budget/solve.py", "Budget"),
         ("training", "training", "training/settings.py", "Training"),
-        ("noise and objective", "flow", "config.py", "Flow"),
-        ("sampling and scoring", "evaluation", "config.py", "Evaluation"),
-        ("attention", "attention", "config.py", "Attention"),
-        ("conditioning", "conditioning", "config.py", "Conditioning"),
-        ("warm start (warm_start=PATH for short)", "warm_start", "config.py", "WarmStart"),
-        ("machine", "trainer", "config.py", "Machine"),
-        ("output", "output", "config.py", "Output"),
+        ("noise and objective", "flow", "config/schema.py", "Flow"),
+        ("sampling and scoring", "evaluation", "config/schema.py", "Evaluation"),
+        ("attention", "attention", "config/schema.py", "Attention"),
+        ("conditioning", "conditioning", "config/schema.py", "Conditioning"),
+        ("warm start (warm_start=PATH for short)", "warm_start", "config/schema.py", "WarmStart"),
+        ("machine", "trainer", "config/schema.py", "Machine"),
+        ("output", "output", "config/schema.py", "Output"),
     ]
     for title, key, file, class_name in settings:
         tree = ast.parse((PACKAGE / file).read_text(encoding="utf-8"))

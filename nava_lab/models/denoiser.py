@@ -18,48 +18,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nava_lab.attention import Cut, Everything, Mask, Padding, Segments, Spans, Window
-from nava_lab.blocks.base import (
-    CONDITIONING,
-    EMBEDDERS,
-    EXCHANGE,
-    HEADS,
-    SHARED,
-    Dims,
-    ExchangeLevels,
-    Given,
-    PerModality,
-    idle,
-    tag,
-)
-from nava_lab.blocks.options import Ends
-from nava_lab.conditioning.text import TextEncoder
+from nava_lab.blocks.base import SHARED, Dims, Given
 from nava_lab.conditioning.timbre import IN_WORDS, TimbreEncoder
-from nava_lab.layers.embedders import ConvEmbedder, PatchEmbedder
-from nava_lab.layers.modulation import LevelEmbedding, ModulationTable, modulate
-from nava_lab.layers.norms import norm
 from nava_lab.layers.rotary import clock_for
 from nava_lab.models import levels as noise
 from nava_lab.models.checks import check
+from nava_lab.models.ends import Around
 from nava_lab.models.variant import Size, Variant
-from nava_lab.streams import TEXT, Interface, ModalitySpec, Stream
-
-
-class VelocityHead(nn.Module):
-    """Norm, shift and scale by noise level, and a linear map to the token's channels that starts at zero."""
-
-    def __init__(self, width: int, channels: int, modulated: bool, ends: Ends):
-        super().__init__()
-        self.norm = norm(ends.norm, width, not modulated)
-        self.table = ModulationTable(width, 2) if modulated else None
-        self.linear = nn.Linear(width, channels, ends.bias)
-        for parameter in self.linear.parameters():
-            nn.init.zeros_(parameter)
-
-    def forward(self, x: Float[Tensor, "b n d"], level: Tensor | None) -> Float[Tensor, "b n c"]:
-        x = self.norm(x)
-        if self.table is not None and level is not None:
-            x = modulate(x, *self.table(level.unsqueeze(-2)))
-        return self.linear(x)
+from nava_lab.streams import TEXT, Interface, Stream
 
 
 class Denoiser(nn.Module):
@@ -104,51 +70,18 @@ class Denoiser(nn.Module):
             self.mask = self.mask & Spans()
         self.packed = packed
         self.in_sequence = variant.text_place == "sequence"
-        dims, ends, plan = self.dims(variant, interface, size), variant.ends, variant.plan()
+        dims, plan = self.dims(variant, interface, size), variant.plan()
         configs = [stage.config for stage in plan]
         check(variant, dims, interface, configs)
 
-        def embedder(name: str, spec: ModalitySpec) -> nn.Module:
-            made = ConvEmbedder if name in ends.conv else PatchEmbedder
-            return tag(made(spec.channels + spec.context, dims.widths[name]), EMBEDDERS, name)
-
-        def encoder(name: str) -> TextEncoder:
-            before = 0 if one_text else sum(list(text_widths.values())[: list(text_widths).index(name)])
-            return TextEncoder(interface.text, text_widths[name], ends.text, before)
-
-        self.embed = nn.ModuleDict({name: embedder(name, spec) for name, spec in interface.modalities.items()})
-        names = self.generated
-        text_widths = {TEXT: dims.widths[TEXT]} if self.in_sequence else {name: dims.widths[name] for name in names}
-        one_text = len(set(text_widths.values())) == 1 and variant.level_input != "per_modality"
-        self.text = tag(
-            PerModality(tuple(text_widths), not one_text, encoder),
-            CONDITIONING,
-            TEXT if self.in_sequence else None,
-        )
-        self.timbre = None
+        make = Around(variant, interface, dims, configs)
+        self.embed = nn.ModuleDict({name: make.embedder(name) for name in self.generated})
+        self.text = make.text()
+        self.timbre = make.timbre()
         self.timbre_in_words = interface.text.timbre_place in IN_WORDS
-        if interface.text.timbre:
-            widths = text_widths if self.timbre_in_words else {name: dims.widths[name] for name in names}
-            split = not one_text or len(set(widths.values())) > 1
-            adds = interface.text.timbre_place == "added"
-            self.timbre = tag(
-                PerModality(tuple(widths), split, lambda name: TimbreEncoder(interface.text.timbre, widths[name], adds)),
-                CONDITIONING,
-                TEXT if self.in_sequence and self.timbre_in_words else None,
-            )
-        self.level = None
-        split = variant.level_input == "per_modality"
-        vectors = max((_shared_vectors(config) for config in configs), default=6)
-        if variant.level_input != "none":
-            self.level = tag(
-                PerModality(dims.names, split, lambda name: LevelEmbedding(dims.widths[name], ends.level_features, vectors)),
-                CONDITIONING,
-            )
-        wanted = [levels for config in configs if (levels := _exchange_levels(config, dims.names)) is not None]
-        self.exchange = tag(noise.Exchange(wanted[0], dims.widths, ends.level_features), EXCHANGE) if wanted else None
-        self.prompt = None
-        if any(getattr(config, "text_modulation", False) for config in configs):
-            self.prompt = tag(noise.Prompt(text_widths, split, ends.level_features), CONDITIONING)
+        self.level = make.level()
+        self.exchange = make.exchange()
+        self.prompt = make.prompt()
         self.blocks = nn.ModuleList(
             stage.config.build(dims.only(stage.only) if stage.only else dims) for stage in plan for _ in range(stage.layers)
         )
@@ -156,19 +89,9 @@ class Denoiser(nn.Module):
         self.text_after = variant.text_after
         self.passes = tuple(stage.only for stage in plan for _ in range(stage.layers))
         self.counted_by = tuple(stage.counted_by for stage in plan for _ in range(stage.layers))
-
-        def head(name: str, spec: ModalitySpec) -> nn.Module:
-            return tag(VelocityHead(dims.widths[name], spec.channels, self.level is not None, ends), HEADS, name)
-
-        self.heads = nn.ModuleDict({name: head(name, spec) for name, spec in interface.modalities.items()})
+        self.heads = nn.ModuleDict({name: make.head(name) for name in self.generated})
         self.boundary = max((getattr(config, "boundary", 0.0) for config in configs), default=0.0)
-        self.high = nn.ModuleDict()  # the ends of the experts for high noise levels
-        for name in dict.fromkeys(name for config in configs for name in getattr(config, "experts", ())):
-            text = tag(encoder(name), CONDITIONING, name)
-            level = tag(LevelEmbedding(dims.widths[name], ends.level_features, vectors), CONDITIONING, name)
-            spec = interface.modalities[name]
-            parts = {"embed": embedder(name, spec), "text": text, "level": level, "head": head(name, spec)}
-            self.high[name] = idle(nn.ModuleDict(parts))
+        self.high = make.experts()
 
     @staticmethod
     def dims(variant: Variant, interface: Interface, size: Size | Dims) -> Dims:
@@ -320,18 +243,6 @@ class Denoiser(nn.Module):
             mean, packing = means[name if split else SHARED], row[name].packing
             found[name] = part + (mean if packing is None else mean[:, 0][packing.ids])
         return found
-
-
-def _shared_vectors(config: object) -> int:
-    """Modulation vectors that a block takes from the projection of all layers."""
-    if getattr(config, "modulation", "adaln") != "adaln":
-        return 0
-    return getattr(config, "vectors", 6)
-
-
-def _exchange_levels(config: object, names: tuple[str, ...]) -> ExchangeLevels | None:
-    asked = getattr(config, "exchange_levels", None)
-    return None if asked is None else asked(names)
 
 
 class _Uninitialised(TorchFunctionMode):

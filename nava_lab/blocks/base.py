@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from nava_lab.attention import Mask, Tokens, Visible, WithoutText, attend
 from nava_lab.layers.rotary import Clock, Table
 from nava_lab.streams import TEXT, ModalitySpec, Stream
 
+M = TypeVar("M", bound=nn.Module)
 SHARED = "shared"
 EXCHANGE = "exchange"
 CONDITIONING = "conditioning"
@@ -243,7 +244,7 @@ class Spans:
         return dict(zip(self.lengths, x.split(list(self.lengths.values()), 1), strict=True))
 
 
-def tag(module: nn.Module, group: str, owner: str | None = None) -> nn.Module:
+def tag(module: M, group: str, owner: str | None = None) -> M:
     """Put a module's parameters into a budget group, and say whose tokens they act on (None: all)."""
     module.budget_group = group  # type: ignore[assignment]
     if owner is not None:

@@ -56,13 +56,11 @@ def composed(overrides: Sequence[str], config_name: str = "train") -> DictConfig
 def typed(composed_config: DictConfig) -> Config:
     """A composed config as checked objects; whatever a dataclass refuses becomes a ConfigError."""
     try:
-        plain = OmegaConf.to_container(composed_config, resolve=True)
-        parts = OmegaConf.to_container(composed_config, resolve=True, structured_config_mode=SCMode.INSTANTIATE)
+        plain: Any = OmegaConf.to_container(composed_config, resolve=True)
+        parts: Any = OmegaConf.to_container(composed_config, resolve=True, structured_config_mode=SCMode.INSTANTIATE)
     except (OmegaConfBaseException, ValueError) as error:
         cause = error.__cause__ or error
         raise ConfigError(first_line(str(cause)).removeprefix("ValueError raised while resolving interpolation: ")) from None
-    assert isinstance(parts, dict)
-    assert isinstance(plain, dict)
     names = {entry.name for entry in dataclasses.fields(Config)} - {"resolved"}
     for group in GROUPS:
         _named(group, plain, parts)

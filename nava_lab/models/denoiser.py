@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from nava_lab.attention import Cut, Everything, Mask, Padding, Segments, Spans, Window
 from nava_lab.blocks.base import SHARED, Dims, Given
-from nava_lab.conditioning.timbre import IN_WORDS, TimbreEncoder
+from nava_lab.conditioning.timbre import IN_WORDS
 from nava_lab.layers.rotary import clock_for
 from nava_lab.models import levels as noise
 from nava_lab.models.checks import check
@@ -229,14 +229,14 @@ class Denoiser(nn.Module):
     def _timbred(self, name: str, words: Tensor, text: Stream) -> Tensor:
         if self.timbre is None or not self.timbre_in_words:
             return words
-        encoder: TimbreEncoder = self.timbre[name]
+        encoder: Any = self.timbre[name]
         return encoder.into(words, text)
 
     def _with_mean_timbre(self, x: Mapping[str, Tensor], row: Mapping[str, Stream], text: Stream) -> dict[str, Tensor]:
         """Every token with the mean reference of its sample added."""
         samples = len(text.tokens) if text.packing is None else len(text.packing.lengths)
         split = self.timbre.split  # type: ignore[union-attr]
-        encoders = {name if split else SHARED: self.timbre[name] for name in x}  # type: ignore[index]
+        encoders: dict[str, Any] = {name if split else SHARED: self.timbre[name] for name in x}  # type: ignore[index]
         means = {name: encoder.mean(text, samples) for name, encoder in encoders.items()}
         found = {}
         for name, part in x.items():

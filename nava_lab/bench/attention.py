@@ -29,7 +29,7 @@ from torch import Tensor
 from nava_lab.attention import Cut, Everything, Mask, Padding, Segments, Tokens, Visible, Window, attend
 from nava_lab.attention.attend import AUTO, check, choose
 from nava_lab.registry import backends
-from nava_lab.report.table import number
+from nava_lab.report.numbers import number
 from nava_lab.streams import Stream, time_positions
 
 HEAD_DIM = 32

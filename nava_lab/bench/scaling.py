@@ -24,7 +24,7 @@ from nava_lab.bench.devices import WARM_UP
 from nava_lab.bench.seeds import seconds
 from nava_lab.bench.subject import Subject
 from nava_lab.config import Config, load
-from nava_lab.report.table import number
+from nava_lab.report.numbers import number
 from nava_lab.study.build import parts
 from nava_lab.study.run import device_of
 from nava_lab.study.seeds import at_once, check_stackable

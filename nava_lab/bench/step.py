@@ -31,7 +31,7 @@ from nava_lab.bench.products import alone, flops
 from nava_lab.bench.scaling import scaled, show_scaling, too_steep
 from nava_lab.bench.subject import PHASES, Subject
 from nava_lab.config import Config, load
-from nava_lab.report.table import number, short
+from nava_lab.report.numbers import number, short
 from nava_lab.streams import Interface
 from nava_lab.study.run import device_of
 

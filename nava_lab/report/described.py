@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
-from nava_lab.report.table import short
+from nava_lab.report.numbers import short
 
+WIDEST = 1000  # characters of a table
 MEMORY = ("weights", "gradients", "optimizer", "average", "activations")
 
 
@@ -51,8 +53,11 @@ def print_description(described: Mapping[str, Any], console: Console | None = No
     console.print("budget: " + "; ".join(described["budget"]["steps"]))
 
 
-def print_descriptions(many: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
-    """Several variants, a column each: what ``nava describe -m`` prints without ``--json``."""
+def print_descriptions(many: Sequence[Mapping[str, Any]], names: Sequence[str], console: Console | None = None) -> None:
+    """Several variants, a column each under its name: what ``nava describe -m`` prints without ``--json``.
+
+    A terminal that is too narrow wraps lines; no number is cut short.
+    """
     console = console or Console()
     rows: dict[str, list[str]] = {}
     rows["width x feed-forward"] = [f"{one['size']['width']} x {one['size']['hidden']}" for one in many]
@@ -66,11 +71,12 @@ def print_descriptions(many: Sequence[Mapping[str, Any]], console: Console | Non
     if any(one["flops_idle"] for one in many):
         rows["FLOPs of idle experts"] = [short(one["flops_idle"]) if one["flops_idle"] else "" for one in many]
     rows[f"bytes to train at batch {many[0]['memory']['batch']}"] = [short(one["memory"]["total"]) for one in many]
-    table = Table("", *_labels(many), header_style="bold")
+    table = Table("", *names, header_style="bold")
     for name, values in rows.items():
         table.add_row(name, *values)
-    if console.measure(table).maximum > console.width:
-        console = Console(width=console.measure(table).maximum)
+    needed = Measurement.get(console, console.options.update(max_width=WIDEST), table).maximum
+    if needed > console.width:
+        console.width = needed
     console.print(table)
 
 
@@ -85,7 +91,8 @@ def _shares(
     }
 
 
-def _labels(many: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names of the variants, numbered where one comes twice."""
-    names = [str(one["variant"]) for one in many]
-    return [name if names.count(name) == 1 else f"{name} {names[: place + 1].count(name)}" for place, name in enumerate(names)]
+def labels(jobs: Sequence[Sequence[str]]) -> list[str]:
+    """What tells combinations apart, by their overrides: ``variant=nava`` is "nava", other settings name their key."""
+    varied = [[part for part in job if any(part not in other for other in jobs)] for job in jobs]
+    words = [[part.removeprefix("variant=").removeprefix("variant.") for part in job] for job in varied]
+    return ["\n".join(parts) or str(number) for number, parts in enumerate(words, 1)]

@@ -19,11 +19,11 @@ from nava_lab.report.again import commands
 from nava_lab.report.compare import Comparison
 from nava_lab.report.figures import figures, looks
 from nava_lab.report.frame import NOT_SHOWN, write_frames
+from nava_lab.report.numbers import short
 from nava_lab.report.page_tables import contrasts, results, runs, truth_row
 from nava_lab.report.plotting import for_page, marker_path, write_figures
 from nava_lab.report.previews import tiles
 from nava_lab.report.runs import flat
-from nava_lab.report.table import short
 
 HERE = Path(__file__).parent
 

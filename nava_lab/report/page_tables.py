@@ -9,8 +9,9 @@ from typing import Any
 from nava_lab.report.across import across
 from nava_lab.report.compare import Comparison, OverSeeds
 from nava_lab.report.judge import Judged, signed
+from nava_lab.report.numbers import digits_for, number, short
 from nava_lab.report.runs import Run
-from nava_lab.report.table import digits_for, lead_columns, number, short, shown_columns
+from nava_lab.report.table import lead_columns, shown_columns
 
 Cell = dict[str, Any]
 Column = dict[str, Any]

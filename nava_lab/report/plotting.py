@@ -20,6 +20,8 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from nava_lab.report.numbers import short
+
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vPX*<>"
 INK, FAINT = "#010203", "#040506"  # stand-ins that become the page's own colours
@@ -123,13 +125,6 @@ def write_figures(drawn: Sequence[Figure], folder: Path) -> None:
     for figure in drawn:
         (folder / f"{figure.name}.png").write_bytes(figure.png)
         (folder / f"{figure.name}.svg").write_text(coloured(figure.svg, LIGHT), encoding="utf-8")
-
-
-def short(value: float) -> str:
-    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= limit:
-            return f"{value / limit:.3g} {unit}"
-    return f"{value:.3g}"
 
 
 def plain_ticks(axis: Axes) -> None:

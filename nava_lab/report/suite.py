@@ -10,7 +10,7 @@ from nava_lab.config import load
 from nava_lab.evaluation.floor import floors
 from nava_lab.evaluation.suite import Row, exact_scores
 from nava_lab.registry import nearest, worlds
-from nava_lab.report.table import interval
+from nava_lab.report.numbers import interval
 from nava_lab.worlds.base import DIFFICULTIES
 
 CLIPS = 256

@@ -1,4 +1,4 @@
-"""Comparisons and descriptions in the terminal."""
+"""Comparisons in the terminal."""
 
 from __future__ import annotations
 
@@ -10,33 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from nava_lab.report.compare import Comparison, OverSeeds, Run
+from nava_lab.report.numbers import digits_for, interval, number, short
 
 TRUTH = "true clips, decoded"
 MANY = 12  # runs; more than that are put together by seed
 COLOURS = {"verdict": "green", "not ranked": "red", "nothing to compare": "default"}  # all others are yellow
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    return "-" if value is None or value != value else f"{value:.{digits}f}"
-
-
-def interval(score: Mapping[str, float] | None, digits: int = 3) -> str:
-    """``value [low, high]``."""
-    if score is None:
-        return "-"
-    return f"{number(score['value'], digits)} [{number(score['low'], digits)}, {number(score['high'], digits)}]"
-
-
-def digits_for(name: str) -> int:
-    return 1 if name.endswith("_ms") else 3
-
-
-def short(count: float) -> str:
-    count = float(f"{count:.3g}")  # 999,600 are a million, not 1e+03 thousands
-    for limit, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if count >= limit:
-            return f"{count / limit:.3g} {unit}"
-    return f"{count:.0f}"
 
 
 def lead_columns(comparison: Comparison) -> list[str]:

@@ -37,14 +37,15 @@ def main(arguments: list[str]) -> None:
         return
     from nava_lab.study.describe import combinations, described
 
-    made = [described(job) for job in combinations(overrides)] if many else [described(overrides)]
+    jobs = combinations(overrides) if many else [overrides]
+    made = [described(job) for job in jobs]
     if as_json:
         print(json.dumps(made if many else made[0], indent=2))
         return
-    from nava_lab.report.described import print_description, print_descriptions
+    from nava_lab.report.described import labels, print_description, print_descriptions
 
     if many:
-        print_descriptions(made)
+        print_descriptions(made, labels(jobs))
     else:
         print_description(made[0])
 

@@ -14,7 +14,7 @@ def main(arguments: list[str]) -> None:
     folder = one_run([part for part in arguments if "=" not in part])
     only_evaluation(overrides)
     from nava_lab.config import from_file
-    from nava_lab.report.table import digits_for, interval
+    from nava_lab.report.numbers import digits_for, interval
     from nava_lab.study.identity import run_hash
     from nava_lab.study.run import score as score_run
 

@@ -63,6 +63,8 @@ def test_every_command_runs(tmp_path, monkeypatch, capsys):
                 words += [
                     "budget.parameters=300_000",
                     "training.steps=4",
+                    "training.validations=1",
+                    "training.validation_clips=8",
                     "training.batch_size=8",
                     "evaluation.clips=16",
                     "evaluation.steps=2",

@@ -9,6 +9,7 @@ trials also settles who works on what; the only primitive needed is that a waiti
 - Beats are compared with the observer's own clock: machines need not agree on the time.
 - Where two attempts of a slot come to exist (two workers saw the same need), the one with the lower number counts.
 - A worker that was given up while it lived (paused, or cut off) learns so from its next beat, and ends its run.
+- A worker may hold several claims. Each beats and ends by itself, and one that is lost is lost alone.
 - What one worker at a time may do (to choose a point that nobody has) is a slot as well: the ``turn``.
 """
 
@@ -200,7 +201,7 @@ class Board:
 
 
 class Claim:
-    """One worker's hold on a slot; use it as a context, within which its beat goes on.
+    """One worker's hold on a slot; use it as a context, within which its beat goes on, and which gives back what has not ended.
 
     Attributes:
         slot: its name.
@@ -210,7 +211,7 @@ class Claim:
     def __init__(self, board: Board, slot: str, trial_id: int):
         self.board, self.slot, self._id = board, slot, trial_id
         self._beat, self._end, self._gone = 0, threading.Event(), threading.Event()
-        self._said = time.monotonic()
+        self._said, self._ended = time.monotonic(), False
         self.board.study._storage.set_trial_user_attr(trial_id, WORKER, this_worker())
         self.trial = optuna.Trial(board.study, trial_id)
         self._thread = threading.Thread(target=self._go_on, daemon=True)
@@ -222,6 +223,8 @@ class Claim:
     def __exit__(self, *_: object) -> None:
         self._end.set()
         self._thread.join()
+        if not self._ended:
+            self.release()
 
     @property
     def lost(self) -> bool:
@@ -263,6 +266,7 @@ class Claim:
         return self._tell(state=TrialState.PRUNED)
 
     def _tell(self, **result: Any) -> bool:
+        self._ended = True
         try:
             self.board.study.tell(self.trial, **result)
         except UpdateFinishedTrialError:
@@ -275,6 +279,7 @@ class Claim:
 
     def fail(self, error: str) -> bool:
         """Failed for a reason of its own: not tried again until somebody asks for it."""
+        self._ended = True
         try:
             self.note(ERROR, error)
         except UpdateFinishedTrialError:
@@ -283,6 +288,7 @@ class Claim:
 
     def release(self) -> bool:
         """Give the slot back: the next one to see it goes on where this one stopped."""
+        self._ended = True
         return _finish(self.board.study, self._id, TrialState.FAIL)
 
 
@@ -307,10 +313,7 @@ def turn(of: Board) -> Iterator[None]:
             break
         time.sleep(TURN_POLL_S)
     with claim:
-        try:
-            yield
-        finally:
-            claim.release()
+        yield
 
 
 def _point(trial: FrozenTrial) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from nava_lab.study.plan import Plan, plan_of
 from nava_lab.study.results import StudyResult
 from nava_lab.study.spec import Study, read_study
 from nava_lab.study.storage import JOURNAL, repeatable
-from nava_lab.study.worker import Worker
+from nava_lab.study.worker import Share, Worker
 
 Tell = Callable[[str], None]
 POLL_S = 1.0
@@ -36,6 +36,8 @@ class Wish:
         storage: a database's URL or a journal's path; empty for a journal in the study's folder.
         retry_failed: whether what failed before is tried again.
         lease_s: seconds of silence after which a worker counts as dead.
+        together: how many seeds of a point a worker trains in one process, at most. It changes how runs are computed, and nothing
+            of what they, or the study, are.
     """
 
     file: Path
@@ -45,6 +47,7 @@ class Wish:
     storage: str = ""
     retry_failed: bool = False
     lease_s: float = 60.0
+    together: int = 1
 
 
 def read(wish: Wish) -> tuple[Study, Path]:
@@ -85,18 +88,24 @@ def threads_for(workers: int) -> int:
 
 
 def planned(wish: Wish, timed: bool) -> Plan:
+    _check(wish)
     study, root = read(wish)
-    return plan_of(study, root, timed, threads_for(wish.workers) if wish.workers > 1 else None)
+    return plan_of(study, root, timed, threads_for(wish.workers) if wish.workers > 1 else None, wish.together)
+
+
+def _check(wish: Wish) -> None:
+    for name, count in (("--workers", wish.workers), ("--together", wish.together)):
+        if count < 1:
+            raise StudyError(f"{name} {count}: at least 1")
 
 
 def conduct(wish: Wish, tell: Tell) -> StudyResult:
     """Run or continue a study until nothing is left; what failed stays failed and is counted."""
-    if wish.workers < 1:
-        raise StudyError(f"--workers {wish.workers}: at least 1")
+    _check(wish)
     study, root = read(wish)
     for level in study.left_out:
         tell(f"left out, for this checkout does not have it: {level}")
-    plan = plan_of(study, root, timed=False)
+    plan = plan_of(study, root, timed=False, together=wish.together)
     for line in plan.warnings:
         tell(line)
     folder = folder_of(root, study)
@@ -113,22 +122,23 @@ def conduct(wish: Wish, tell: Tell) -> StudyResult:
     if counts["failed"]:
         tell(f"{counts['failed']} failed before; --retry-failed tries them again")
     if wish.workers == 1:
-        Worker(ledger, tell).work()
+        Worker(ledger, tell, share=Share(wish.together)).work()
     else:
-        _together(folder, place, wish, tell)
+        _side_by_side(folder, place, wish, tell)
     return ledger.write()
 
 
-def _together(folder: Path, place: str, wish: Wish, tell: Tell) -> None:
+def _side_by_side(folder: Path, place: str, wish: Wish, tell: Tell) -> None:
     """Workers in processes of their own; one that dies is reported, and the others take over what it was at."""
     environment = {"OMP_NUM_THREADS": str(threads_for(wish.workers)), **os.environ}
     path = os.pathsep.join(part for part in (str(CONFIGS.parent), os.environ.get("PYTHONPATH", "")) if part)
-    command = [sys.executable, "-m", "nava_lab.study.worker", str(folder), place, str(wish.lease_s), str(os.getpid())]
+    own = (wish.lease_s, os.getpid(), wish.together, wish.workers)
+    command = [sys.executable, "-m", "nava_lab.study.worker", str(folder), place, *map(str, own)]
     gpus = _gpus()
     processes: list[subprocess.Popen] = []
     for number in range(wish.workers):
-        own = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if len(gpus) > 1 else {}
-        processes.append(subprocess.Popen(command, env={**environment, **own, "PYTHONPATH": path}))
+        sees = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if len(gpus) > 1 else {}
+        processes.append(subprocess.Popen(command, env={**environment, **sees, "PYTHONPATH": path}))
     try:
         left = list(processes)
         while left:

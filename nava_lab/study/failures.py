@@ -133,7 +133,8 @@ def _smaller(folder: Path, config: Config, together: int) -> str:
     if together > 1:
         half = together // 2
         last = ", and if that is not enough seeds_together=1" if half > 1 else ""
-        return f"Compute fewer seeds at once, {together} were: the same command with seeds_together={half} continues them{last}"
+        fewer = f"seeds_together={half} continues them{last} (of a study: --together {half} --retry-failed)"
+        return f"Compute fewer seeds at once, {together} were: the same command with {fewer}"
     machine = config.trainer
     wanted = [f"trainer.accumulate={2 * machine.accumulate}"]
     wanted += [] if machine.checkpoint_activations else ["trainer.checkpoint_activations=true"]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,31 @@ class Ledger:
                     return Task(claim, point, CONFIRMATION, (seed,), tuned)
         return None
 
+    def alike(self, task: Task, most: int, workers: int = 1) -> Iterator[Task]:
+        """Claim confirmations that differ from a claimed one in nothing but the seed.
+
+        Args:
+            task: the claimed one; a tuning trial's runs are all within its slot, and nothing is like it.
+            most: how many, at most.
+            workers: among how many what is left is shared: no more is claimed than leaves the others as much.
+        """
+        if task.phase != CONFIRMATION or most < 1:
+            return
+        board, pairs = self.board(None), self.confirmed(self.choices(self.tunings()))
+        slots = board.slots()
+        waiting = {
+            name: seed if (point.key, tuned) == (task.point.key, task.tuned) else None
+            for point, tuned in pairs
+            for seed in self.study.seeds
+            if self._waits(board, slots, name := self._confirmation(point, seed, tuned))
+        }
+        share = math.ceil((1 + len(waiting)) / workers) - 1
+        own = [(name, seed) for name, seed in waiting.items() if seed is not None]
+        for name, seed in own[: min(most, share)]:
+            claim = self._claim(board, slots, name, {}, task.point)
+            if claim is not None:
+                yield Task(claim, task.point, CONFIRMATION, (seed,), task.tuned)
+
     def _tuning_candidates(self, tunings: Mapping[str, Mapping[str, Slot]]) -> Iterable[Task]:
         tuning = self.study.tuning
         if tuning is None:
@@ -186,12 +212,15 @@ class Ledger:
                 if claim is not None:
                     yield Task(claim, point, TUNING, tuning.seeds, {})
 
-    def _claim(self, board: Board, slots: Mapping[str, Slot], name: str, fixed: Mapping[str, Any], point: Point) -> Claim | None:
+    def _waits(self, board: Board, slots: Mapping[str, Slot], name: str) -> bool:
+        """Whether a slot is there to be claimed."""
         state = slots[name].state if name in slots else "open"
-        key = f"{board.study.study_name}/{name}"
-        if state not in ("open", "waiting") or self._busy.get(key, 0.0) > time.monotonic():
+        return state in ("open", "waiting") and self._busy.get(f"{board.study.study_name}/{name}", 0.0) <= time.monotonic()
+
+    def _claim(self, board: Board, slots: Mapping[str, Slot], name: str, fixed: Mapping[str, Any], point: Point) -> Claim | None:
+        if not self._waits(board, slots, name):
             return None
-        if state == "open":
+        if name not in slots or slots[name].state == "open":
             board.add({name: fixed})
         claim = board.claim([name])
         if claim is not None:

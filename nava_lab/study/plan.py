@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 import yaml
+from omegaconf import DictConfig
 
 from nava_lab.budget.measure import Cost
 from nava_lab.budget.solve import Solution
-from nava_lab.config import Config, ConfigError, load
+from nava_lab.config import Config, ConfigError, composed, typed
 from nava_lab.evaluation.protocol import batches
 from nava_lab.registry import metrics, nearest
 from nava_lab.rng import generators
@@ -26,6 +27,7 @@ from nava_lab.study.grammar import StudyError
 from nava_lab.study.multirun import re_executes
 from nava_lab.study.results import CONFIRMATION, TUNING
 from nava_lab.study.run import device_of, prepared
+from nava_lab.study.seeds import check_stackable, configs_of
 from nava_lab.study.space import VALIDATION_LOSS
 from nava_lab.study.spec import Point, Study
 from nava_lab.study.statistics import SEEDS_FOR_A_VERDICT, too_many
@@ -148,7 +150,7 @@ def settings_of(study: Study) -> list[dict[str, Any]]:
     return [dict(zip([part.key for part in space], corner, strict=True)) for corner in dict.fromkeys(corners)]
 
 
-def plan_of(study: Study, root: Path, timed: bool, threads: int | None = None) -> Plan:
+def plan_of(study: Study, root: Path, timed: bool, threads: int | None = None, together: int = 1) -> Plan:
     """Compose and build every point at the corners of the tuned space; StudyError says which one cannot be meant.
 
     Args:
@@ -156,11 +158,12 @@ def plan_of(study: Study, root: Path, timed: bool, threads: int | None = None) -
         root: where finished runs are looked for, whose speed tells what others will take.
         timed: whether to find out how long runs take.
         threads: torch threads that each worker will have; None for as many as now.
+        together: how many seeds of a point are to be trained in one process; of more than one, what cannot be is refused.
     """
     finished = finished_runs(root) if timed else []
     points: list[PlannedPoint] = []
     for point in study.points:
-        (config, built), (cheap, least) = _built(study, point)
+        (config, built), (cheap, least) = _built(study, point, together)
         _check(study, point, config)
         expected = expect(config, built, finished, threads) if timed else Expected(None, "not asked for")
         tunings = len(slots_of(study.tuning)) * len(study.tuning.seeds) if study.tuning else 0
@@ -171,14 +174,16 @@ def plan_of(study: Study, root: Path, timed: bool, threads: int | None = None) -
     return Plan(study, tuple(points))
 
 
-def _built(study: Study, point: Point) -> tuple[tuple[Config, Parts], tuple[Config, Cost]]:
+def _built(study: Study, point: Point, together: int) -> tuple[tuple[Config, Parts], tuple[Config, Cost]]:
     """A point's costliest run, and its cheapest one with its cost."""
+    made = []
     try:
-        made = [
-            (config, prepared(config))
-            for tuned in settings_of(study)
-            for config in [load(study.overrides(point, study.seeds[0], tuned))]
-        ]
+        for tuned in settings_of(study):
+            asked = composed(study.overrides(point, study.seeds[0], tuned))
+            config = typed(asked)
+            if together > 1:
+                _check_together(asked, config, study.seeds, together)
+            made.append((config, prepared(config)))
     except ConfigError as error:
         raise StudyError(f"{study.name}, {point.key}: {error}") from None
 
@@ -187,6 +192,13 @@ def _built(study: Study, point: Point) -> tuple[tuple[Config, Parts], tuple[Conf
 
     cheap, parts = min(made, key=flops)
     return max(made, key=flops), (cheap, parts.solution.cost)
+
+
+def _check_together(asked: DictConfig, config: Config, seeds: Sequence[int], together: int) -> None:
+    """Refuse runs whose seeds cannot be trained in one process."""
+    told = f"--together {together}"
+    check_stackable(config, told, "seeds are trained one after the other")
+    configs_of(asked, seeds[:2], told)
 
 
 def _check(study: Study, point: Point, config: Config) -> None:

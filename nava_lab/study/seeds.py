@@ -22,10 +22,10 @@ from nava_lab.config import Config, ConfigError, device_count, typed
 from nava_lab.rng import stable_seed
 from nava_lab.study import record
 from nava_lab.study.build import Parts, network
-from nava_lab.study.failures import RunFailed, in_words
+from nava_lab.study.failures import RunFailed, chain, in_words
 from nava_lab.study.fit import WallTime, devices_of, fit, save_weights, sit_down, train, trainer_of
 from nava_lab.study.identity import run_name
-from nava_lab.study.run import alone, failures_written, identify, prepare_folder, prepared, score, scoring_record
+from nava_lab.study.run import RunBusy, alone, failures_written, identify, prepare_folder, prepared, score, scoring_record
 from nava_lab.study.warm import start_warm
 from nava_lab.training.averaging import averaging
 from nava_lab.training.callbacks import EndedEarly, Progress
@@ -37,7 +37,9 @@ from nava_lab.training.saved import check as check_file
 from nava_lab.training.stacked import StackedData, StackedModule, stacked, unstacked
 
 Tell = Callable[[str], None]
+Ended = Callable[[int, Path | Exception], None]
 SEEDS, TOGETHER = "seeds", "seeds_together"
+ASKED = f"{SEEDS}=..."
 CLIPS_AT_ONCE = 128  # on a CPU
 EARLY = 0.1  # of a run's steps
 WORTH_STACKING = 4  # seeds; of fewer a call for each costs as little
@@ -79,15 +81,15 @@ def asked(overrides: Iterable[str]) -> tuple[list[str], tuple[int, ...], int]:
     return rest, seeds, together
 
 
-def configs_of(composed: DictConfig, seeds: Sequence[int]) -> list[Config]:
-    """The config of each seed's run; they share their world."""
+def configs_of(composed: DictConfig, seeds: Sequence[int], asked: str = ASKED) -> list[Config]:
+    """The config of each seed's run; they share their world. ``asked`` is what the user wrote to have seeds stacked."""
     made: list[Config] = []
     for seed in seeds:
         own = composed.copy()
         own.seed, own[SEEDS], own[TOGETHER] = seed, None, None
         config = typed(own)
         if made and {**config.resolved, "seed": 0} != {**made[0].resolved, "seed": 0}:
-            raise ConfigError(f"{SEEDS}=...: some other setting depends on the seed, and seeds that are stacked share all others")
+            raise ConfigError(f"{asked}: some other setting depends on the seed, and seeds that are stacked share all others")
         made.append(replace(config, world=made[0].world) if made else config)
     return made
 
@@ -104,16 +106,22 @@ def at_once(config: Config, seeds: int, wanted: int = 0) -> int:
     return min(wanted or (fit_in if fit_in >= WORTH_STACKING else 1), seeds)
 
 
-def check_stackable(config: Config) -> None:
-    """Refuse what couples seeds, or needs more than one process."""
+def check_stackable(config: Config, asked: str = ASKED, otherwise: str = "-m seed=0,1,2 trains one after the other") -> None:
+    """Refuse what couples seeds, or needs more than one process.
+
+    Args:
+        config: of any of the seeds.
+        asked: what the user wrote to have seeds stacked.
+        otherwise: what happens without.
+    """
     machine = config.trainer
-    where = "; without it, -m seed=0,1,2 trains one after the other"
+    where = f"; without it, {otherwise}"
     if device_count(machine) > 1 or machine.strategy != "auto":
-        raise ConfigError(f"{SEEDS}=...: seeds are stacked on one device: set trainer.devices=1 trainer.strategy=auto{where}")
+        raise ConfigError(f"{asked}: seeds are stacked on one device: set trainer.devices=1 trainer.strategy=auto{where}")
     if machine.precision == "16-mixed":
-        raise ConfigError(f"{SEEDS}=...: trainer.precision=16-mixed scales one loss for all seeds: set bf16-mixed{where}")
+        raise ConfigError(f"{asked}: trainer.precision=16-mixed scales one loss for all seeds: set bf16-mixed{where}")
     if config.logger.kind == "wandb":
-        raise ConfigError(f"{SEEDS}=...: W&B keeps one open run per process: set logger=tensorboard (or csv, mlflow){where}")
+        raise ConfigError(f"{asked}: W&B keeps one open run per process: set logger=tensorboard (or csv, mlflow){where}")
 
 
 def set_aside(config: Config, together: int) -> list[str]:
@@ -145,29 +153,43 @@ class Seed:
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
+    @property
+    def finished(self) -> bool:
+        return (self.folder / record.NAME).exists()
+
 
 @dataclass(frozen=True)
 class Sitting:
-    """What the trainings of one call share: parts, who is told, who watches, and how many seeds are computed at once."""
+    """What the trainings of one call share: parts, who is told, who watches, how many are computed at once, who hears of ends."""
 
     built: Parts
     tell: Tell
     watchers: Sequence[pl.Callback]
     together: int
+    ended: Ended
 
 
 def run_seeds(
-    configs: Sequence[Config], tell: Tell = print, watchers: Sequence[pl.Callback] = (), together: int = 0
+    configs: Sequence[Config],
+    tell: Tell = print,
+    watchers: Sequence[pl.Callback] = (),
+    together: int = 0,
+    ended: Ended = lambda seed, made: None,
 ) -> list[Path]:
     """Train seeds together, then sample and score each; finished runs are left alone, begun ones continued.
+
+    A seed that fails, or that another process is at, stops none of the others.
 
     Args:
         configs: that differ in their seeds (``configs_of``).
         tell: where is said what happens.
         watchers: they see the trainings.
         together: how many seeds are computed in one call; 0 for what suits the device.
+        ended: told of each seed, once nothing is left to do for it, its run's folder or its error; it may end what is left with
+            an ``EndedEarly``.
 
     Raises:
+        RunBusy: another process is at all of the seeds.
         RunFailed: some seeds have failed; the others are finished.
     """
     first = configs[0]
@@ -176,29 +198,46 @@ def run_seeds(
     built = prepared(first)
     for line in scoring_record(first, built).get("unlike_training", ()):
         tell(f"warning: {line}")
-    runs: list[Seed] = []
-    failed: dict[int, Exception] = {}
+    runs = [_seed(config) for config in configs]
     with ExitStack() as stack:
-        for config in configs:
-            identity = identify(config)
-            folder = Path(config.output.root) / run_name(config.resolved, identity["data"])
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(alone(folder))
-            prepare_folder(config, folder, identity, tell)
-            runs.append(Seed(config, folder))
-        left = [run for run in runs if not (run.folder / record.NAME).exists()]
-        if len(left) < len(runs):
-            tell(f"{len(runs) - len(left)} of {len(runs)} seeds already finished")
+        failed = _take(runs, stack, tell)
+        mine = [run for run in runs if run.seed not in failed]
+        left = [run for run in mine if not run.finished]
+        if len(left) < len(mine):
+            tell(f"{len(mine) - len(left)} of {len(runs)} seeds already finished")
         untrained = [run for run in left if not (run.folder / "model.safetensors").exists()]
         for start, group in groups(untrained, tell):
-            failed |= _train(group, start, Sitting(built, tell, watchers, min(together, len(group))))
-        for run in left:
-            if run.seed not in failed:
+            failed |= _train(group, start, Sitting(built, tell, watchers, min(together, len(group)), ended))
+        for run in runs:
+            if run.seed not in failed and not run.finished:
                 failed |= _tried(run, partial(score, run.config, run.folder, tell, built))
+            ended(run.seed, failed.get(run.seed, run.folder))
     if failed:
+        first_error = next(iter(failed.values()))
+        if not mine:
+            raise first_error
         told = "; ".join(map(in_words, failed.values()))
-        raise RunFailed(f"{len(failed)} of {len(runs)} seeds failed: {told}", type(next(iter(failed.values()))).__name__)
+        raise RunFailed(f"{len(failed)} of {len(runs)} seeds failed: {told}", type(first_error).__name__)
     return [run.folder for run in runs]
+
+
+def _seed(config: Config) -> Seed:
+    return Seed(config, Path(config.output.root) / run_name(config.resolved, config.world.data_version()))
+
+
+def _take(runs: Sequence[Seed], stack: ExitStack, tell: Tell) -> dict[int, Exception]:
+    """Keep others from the runs until the stack is left, and make their folders ready; returns those that others are at."""
+    busy: dict[int, Exception] = {}
+    for run in runs:
+        run.folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            stack.enter_context(alone(run.folder))
+        except RunBusy as error:
+            tell(f"{run.folder.name}: another process is at it; the other seeds go on without")
+            busy[run.seed] = error
+            continue
+        prepare_folder(run.config, run.folder, identify(run.config), tell)
+    return busy
 
 
 def _tried(run: Seed, work: Callable[[], Any]) -> dict[int, Exception]:
@@ -249,15 +288,28 @@ def _train(group: Sequence[Seed], start: Mapping[int, Path], how: Sitting) -> di
     if len(group) == 1:
         run = group[0]
         return _tried(run, partial(train, run.config, how.built, run.folder, how.tell, how.watchers))
-    with ExitStack() as stack:
+    try:
+        with ExitStack() as stack:
+            for run in group:
+                stack.enter_context(failures_written(run.folder, run.config, how.together))
+            fallen = train_together(group, start, how)
+    except EndedEarly:
+        raise
+    except Exception as error:
         for run in group:
-            stack.enter_context(failures_written(run.folder, run.config, how.together))
-        fallen = train_together(group, start, how)
+            how.ended(run.seed, _own(error, run))
+        raise
     failed: dict[int, Exception] = {}
     for run in group:
         if run.seed in fallen:
             failed |= _tried(run, partial(_fell, fallen[run.seed]))
     return failed
+
+
+def _own(error: Exception, run: Seed) -> Exception:
+    """What an error that stopped several seeds said of one of them."""
+    told = (one for one in chain(error) if isinstance(one, RunFailed) and str(one).startswith(f"{run.folder}: "))
+    return next(told, error)
 
 
 def _fell(why: str) -> None:

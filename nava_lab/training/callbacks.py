@@ -99,13 +99,17 @@ class EndedEarly(Exception):
     """A watcher ended the training; what was trained stays where it is, to be continued or not."""
 
 
+class Stopped(EndedEarly):
+    """A watcher ended the training for a reason that is none of the run's: somebody is to go on with it."""
+
+
 class Watch(pl.Callback):
     """Tells somebody outside of every validation, and ends the training where they say so.
 
     Args:
         log: the run's metrics log, whose earlier validations are told again when a run is continued.
-        judge: takes (step, validation loss); whether to end.
-        stop: asked after every step; whether to end at once.
+        judge: takes (step, validation loss); whether to end (``EndedEarly``).
+        stop: asked after every step; whether to end at once (``Stopped``).
     """
 
     def __init__(self, log: Path, judge: Callable[[int, float], bool], stop: Callable[[], bool] = lambda: False):
@@ -119,19 +123,19 @@ class Watch(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._end_if(trainer, trainer.is_global_zero and self.stop())
+        self._end_if(trainer, trainer.is_global_zero and self.stop(), Stopped)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         loss = trainer.callback_metrics.get(LOSS)
         if not trainer.sanity_checking and loss is not None:
             self._end_if(trainer, trainer.is_global_zero and self.judge(trainer.global_step, float(loss)))
 
-    def _end_if(self, trainer: pl.Trainer, wanted: bool) -> None:
+    def _end_if(self, trainer: pl.Trainer, wanted: bool, how: type[EndedEarly] = EndedEarly) -> None:
         """The first process decides for all."""
         if trainer.world_size > 1:
             wanted = trainer.strategy.broadcast(wanted)
         if wanted:
-            raise EndedEarly(f"ended at step {trainer.global_step}")
+            raise how(f"ended at step {trainer.global_step}")
 
 
 class Checkpoints(Checkpoint):

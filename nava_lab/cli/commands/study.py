@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 USAGE = """\
   nava study FILE [KEY=VALUE ...]     run or continue a study of sweeps/            [--plan] [--edition cpu|gpu] [--workers N]
       [--storage URL]: where several machines meet (postgresql://..., mysql://...; by default a file in the study's folder);
-      [--retry-failed]; [--lease S]: silence after which a worker counts as dead; budgets=NAME, seeds=N, tuning.trials=N
+      [--together N]: how many seeds of a point each worker trains in one process, 1 unless given; [--retry-failed];
+      [--lease S]: silence after which a worker counts as dead; budgets=NAME, seeds=N, tuning.trials=N
 """
 
 
@@ -24,14 +25,15 @@ def main(arguments: list[str]) -> None:
 
     flags = {"--plan", "--retry-failed"}
     given = flags & set(arguments)
-    defaults = dict.fromkeys(("--workers", "--storage", "--edition", "--lease"), "")
+    defaults = dict.fromkeys(("--workers", "--together", "--storage", "--edition", "--lease"), "")
     options, rest = options_of([part for part in arguments if part not in flags], defaults)
     files = [part for part in rest if "=" not in part]
     if len(files) != 1:
         raise ValueError("nava study FILE: name one study's file, such as sweeps/align_fuse_ratio.yaml")
     overrides = [part for part in rest if "=" in part]
     only_overrides(overrides)
-    workers, lease = number(options, "--workers", int), number(options, "--lease", float)
+    workers, together = number(options, "--workers", int), number(options, "--together", int)
+    lease = number(options, "--lease", float)
     wish = Wish(
         Path(files[0]),
         tuple(overrides),
@@ -40,9 +42,10 @@ def main(arguments: list[str]) -> None:
         options["--storage"],
         "--retry-failed" in given,
         60.0 if lease is None else lease,
+        1 if together is None else together,
     )
     if "--plan" in given:
-        _print_plan(planned(wish, timed=True), wish.workers)
+        _print_plan(planned(wish, timed=True), wish.workers, wish.together)
         return
     result = conduct(wish, tell)
     _print_end(result)
@@ -52,7 +55,7 @@ def main(arguments: list[str]) -> None:
         raise StudyError(f"{counts['failed']} of {sum(counts.values())} runs failed: --retry-failed tries them again")
 
 
-def _print_plan(plan: Plan, workers: int) -> None:
+def _print_plan(plan: Plan, workers: int, together: int) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -74,6 +77,8 @@ def _print_plan(plan: Plan, workers: int) -> None:
     )
     flops = sum(part.flops for _, part, _, _ in plan.runs())
     print(f"{len(plan.runs())} runs, {most}{flops:.2e} training FLOPs, {time} (if none of them slows another down)")
+    if together > 1:
+        print(f"that is one seed after the other; what --together {together} saves of it, `nava bench seeds` measures")
     for line in plan.warnings:
         print(line)
 

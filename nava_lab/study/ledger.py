@@ -179,20 +179,19 @@ class Ledger:
         Args:
             task: the claimed one; a tuning trial's runs are all within its slot, and nothing is like it.
             most: how many, at most.
-            workers: among how many what is left is shared: no more is claimed than leaves the others as much.
+            workers: among how many the work is shared: no more is claimed than an equal part of what is waiting or under way.
         """
         if task.phase != CONFIRMATION or most < 1:
             return
-        board, pairs = self.board(None), self.confirmed(self.choices(self.tunings()))
-        slots = board.slots()
-        waiting = {
-            name: seed if (point.key, tuned) == (task.point.key, task.tuned) else None
-            for point, tuned in pairs
-            for seed in self.study.seeds
-            if self._waits(board, slots, name := self._confirmation(point, seed, tuned))
-        }
-        share = math.ceil((1 + len(waiting)) / workers) - 1
-        own = [(name, seed) for name, seed in waiting.items() if seed is not None]
+        board, slots, own, under_way = self.board(None), self.board(None).slots(), [], 0
+        for point, tuned in self.confirmed(self.choices(self.tunings())):
+            for seed in self.study.seeds:
+                name = self._confirmation(point, seed, tuned)
+                waits = self._waits(board, slots, name)
+                under_way += waits or (name in slots and slots[name].state == "running")
+                if waits and (point.key, tuned) == (task.point.key, task.tuned):
+                    own.append((name, seed))
+        share = math.ceil(under_way / workers) - 1
         for name, seed in own[: min(most, share)]:
             claim = self._claim(board, slots, name, {}, task.point)
             if claim is not None:

@@ -14,7 +14,8 @@ from nava_lab.study import seeds as study_seeds
 from nava_lab.study.failures import RunFailed
 from nava_lab.study.multirun import Job, _stacked, multirun
 from nava_lab.study.record import SCHEMA
-from nava_lab.study.run import run
+from nava_lab.study.run import RunBusy, run
+from nava_lab.study.run import alone as alone_with
 from nava_lab.study.seeds import asked, at_once, check_stackable, configs_of, run_seeds, set_aside
 from nava_lab.training import stacked
 from nava_lab.training.callbacks import EndedEarly
@@ -39,8 +40,8 @@ def overrides(family, root):
     return [f"variant={family}", *TINY, *FAMILIES[family], f"output.root={root}"]
 
 
-def together(family, root, at_once=1, watchers=(), seeds=SEEDS, tell=silent):
-    return run_seeds(configs_of(composed(overrides(family, root)), seeds), tell, watchers, at_once)
+def together(family, root, at_once=1, watchers=(), seeds=SEEDS, tell=silent, **more):
+    return run_seeds(configs_of(composed(overrides(family, root)), seeds), tell, watchers, at_once, **more)
 
 
 def alone(family, root, seed, watchers=()):
@@ -156,6 +157,19 @@ def test_what_seeds_give_up_on_going_back_is_said_and_never_continued_from(singl
     assert [path.name for path in (second / "checkpoints").glob("*.ckpt")] == ["0000003.ckpt"]
 
 
+def test_a_seed_that_another_process_is_at_stops_no_other(singles, tmp_path):
+    ended = {}
+    with (
+        alone_with(tmp_path / singles("unified")[1].name),
+        pytest.raises(RunFailed, match="1 of 2 seeds failed: .*-s5-.* is being"),
+    ):
+        together("unified", tmp_path, ended=ended.__setitem__)
+    assert_same_run(ended[3], singles("unified")[0])
+    assert isinstance(ended[5], RunBusy)
+    with alone_with(tmp_path / singles("unified")[1].name), pytest.raises(RunBusy):
+        together("unified", tmp_path, seeds=[5])
+
+
 def test_seeds_that_were_begun_alone_are_joined_at_their_step(tmp_path):
     for seed in SEEDS:
         with pytest.raises(EndedEarly):
@@ -230,9 +244,11 @@ class TooMuch(pl.Callback):
     ],
 )
 def test_seeds_that_need_too_much_memory_are_told_what_helps_seeds(at_once, seeds, remedy, tmp_path):
+    ended = {}
     with pytest.raises(RunFailed, match="out of memory") as caught:
-        together("unified", tmp_path, at_once, [TooMuch()], seeds)
+        together("unified", tmp_path, at_once, [TooMuch()], seeds, ended=ended.__setitem__)
     assert remedy in str(caught.value)
+    assert [str(ended[seed]).split(": ")[0] for seed in seeds] == [str(folder_of(tmp_path, seed)) for seed in seeds]
     told = [json.loads((folder_of(tmp_path, seed) / "failed.json").read_text())["error"] for seed in seeds]
     assert all(remedy in text and "its state is safe at step 3" in text for text in told)
     if at_once > 1:

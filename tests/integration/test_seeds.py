@@ -158,15 +158,12 @@ def test_what_seeds_give_up_on_going_back_is_said_and_never_continued_from(singl
 
 
 def test_a_seed_that_another_process_is_at_stops_no_other(singles, tmp_path):
-    ended = {}
-    with (
-        alone_with(tmp_path / singles("unified")[1].name),
-        pytest.raises(RunFailed, match="1 of 2 seeds failed: .*-s5-.* is being"),
-    ):
+    ended, taken = {}, tmp_path / singles("unified")[1].name
+    with alone_with(taken), pytest.raises(RunFailed, match=r"1 of 2 seeds failed: .*-s5-.* is being trained by another process"):
         together("unified", tmp_path, ended=ended.__setitem__)
     assert_same_run(ended[3], singles("unified")[0])
     assert isinstance(ended[5], RunBusy)
-    with alone_with(tmp_path / singles("unified")[1].name), pytest.raises(RunBusy):
+    with alone_with(taken), pytest.raises(RunBusy):
         together("unified", tmp_path, seeds=[5])
 
 

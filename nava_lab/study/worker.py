@@ -51,7 +51,7 @@ class Share:
 
     Attributes:
         together: how many seeds that share all other settings it trains in one process, at most.
-        workers: how many share what is left; none takes more than leaves the others as much.
+        workers: how many share the work; of what is waiting or under way none takes more than an equal part.
     """
 
     together: int = 1

@@ -212,5 +212,9 @@ def test_a_claim_is_a_context(two):
     assert isinstance(claim, Claim)
     with claim:
         pass
-    assert claim.release()
+    assert two[1].slots()["a"].state == "open"  # what has not ended within it is given back
     assert not claim.release()
+    two[0].add({"a": {}})
+    with two[0].claim(["a"]) as claim:
+        assert claim.finish([1.0])
+    assert two[1].slots()["a"].state == "finished"

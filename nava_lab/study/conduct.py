@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -15,10 +16,10 @@ from nava_lab.config import CONFIGS, ConfigError, Output, load
 from nava_lab.study.grammar import StudyError, override
 from nava_lab.study.ledger import Ledger, folder_of
 from nava_lab.study.plan import Plan, plan_of
-from nava_lab.study.results import StudyResult
+from nava_lab.study.results import CONFIRMATION, StudyResult
 from nava_lab.study.spec import Study, read_study
 from nava_lab.study.storage import JOURNAL, repeatable
-from nava_lab.study.worker import Share, Worker
+from nava_lab.study.worker import Worker
 
 Tell = Callable[[str], None]
 POLL_S = 1.0
@@ -36,8 +37,8 @@ class Wish:
         storage: a database's URL or a journal's path; empty for a journal in the study's folder.
         retry_failed: whether what failed before is tried again.
         lease_s: seconds of silence after which a worker counts as dead.
-        together: how many seeds of a point a worker trains in one process, at most. It changes how runs are computed, and nothing
-            of what they, or the study, are.
+        together: how many seeds of a point a worker trains in one process, at most (see ``share``). It changes how runs are
+            computed, and nothing of what they, or the study, are.
     """
 
     file: Path
@@ -117,22 +118,30 @@ def conduct(wish: Wish, tell: Tell) -> StudyResult:
         tell(f"{gone} that were finished before are gone from {root}: made again")
     if wish.retry_failed:
         tell(f"{ledger.retry_failed()} failed are tried again")
-    counts = ledger.write().counts()
+    result = ledger.write()
+    counts, confirmed = result.counts(), result.counts(CONFIRMATION)
     tell(f"{folder}: {len(plan.runs())} runs, all checked; {counts['finished']} finished before")
     if counts["failed"]:
         tell(f"{counts['failed']} failed before; --retry-failed tries them again")
+    left = sum(part.confirmations for part in plan.points) - confirmed["finished"] - confirmed["failed"]
+    wish = replace(wish, together=share(wish, left))
     if wish.workers == 1:
-        Worker(ledger, tell, share=Share(wish.together)).work()
+        Worker(ledger, tell, together=wish.together).work()
     else:
         _side_by_side(folder, place, wish, tell)
     return ledger.write()
+
+
+def share(wish: Wish, left: int) -> int:
+    """How many seeds of a point a worker takes at once: of few that are left to confirm, no more than leaves the others as many."""
+    return max(1, min(wish.together, math.ceil(left / wish.workers)))
 
 
 def _side_by_side(folder: Path, place: str, wish: Wish, tell: Tell) -> None:
     """Workers in processes of their own; one that dies is reported, and the others take over what it was at."""
     environment = {"OMP_NUM_THREADS": str(threads_for(wish.workers)), **os.environ}
     path = os.pathsep.join(part for part in (str(CONFIGS.parent), os.environ.get("PYTHONPATH", "")) if part)
-    own = (wish.lease_s, os.getpid(), wish.together, wish.workers)
+    own = (wish.lease_s, os.getpid(), wish.together)
     command = [sys.executable, "-m", "nava_lab.study.worker", str(folder), place, *map(str, own)]
     gpus = _gpus()
     processes: list[subprocess.Popen] = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -173,28 +172,19 @@ class Ledger:
                     return Task(claim, point, CONFIRMATION, (seed,), tuned)
         return None
 
-    def alike(self, task: Task, most: int, workers: int = 1) -> Iterator[Task]:
-        """Claim confirmations that differ from a claimed one in nothing but the seed.
+    def alike(self, task: Task, most: int) -> Iterator[Task]:
+        """Claim confirmations, up to ``most``, that differ from a claimed one in nothing but the seed.
 
-        Args:
-            task: the claimed one; a tuning trial's runs are all within its slot, and nothing is like it.
-            most: how many, at most.
-            workers: among how many the work is shared: no more is claimed than an equal part of what is waiting or under way.
+        A tuning trial's runs are all within its slot: nothing is like it.
         """
-        if task.phase != CONFIRMATION or most < 1:
-            return
-        board, slots, own, under_way = self.board(None), self.board(None).slots(), [], 0
-        for point, tuned in self.confirmed(self.choices(self.tunings())):
-            for seed in self.study.seeds:
-                name = self._confirmation(point, seed, tuned)
-                waits = self._waits(board, slots, name)
-                under_way += waits or (name in slots and slots[name].state == "running")
-                if waits and (point.key, tuned) == (task.point.key, task.tuned):
-                    own.append((name, seed))
-        share = math.ceil(under_way / workers) - 1
-        for name, seed in own[: min(most, share)]:
-            claim = self._claim(board, slots, name, {}, task.point)
+        board = self.board(None)
+        slots = board.slots() if most > 0 else {}
+        for seed in self.study.seeds if task.phase == CONFIRMATION else ():
+            if most < 1:
+                return
+            claim = self._claim(board, slots, self._confirmation(task.point, seed, task.tuned), {}, task.point)
             if claim is not None:
+                most -= 1
                 yield Task(claim, task.point, CONFIRMATION, (seed,), task.tuned)
 
     def _tuning_candidates(self, tunings: Mapping[str, Mapping[str, Slot]]) -> Iterable[Task]:
@@ -211,15 +201,12 @@ class Ledger:
                 if claim is not None:
                     yield Task(claim, point, TUNING, tuning.seeds, {})
 
-    def _waits(self, board: Board, slots: Mapping[str, Slot], name: str) -> bool:
-        """Whether a slot is there to be claimed."""
-        state = slots[name].state if name in slots else "open"
-        return state in ("open", "waiting") and self._busy.get(f"{board.study.study_name}/{name}", 0.0) <= time.monotonic()
-
     def _claim(self, board: Board, slots: Mapping[str, Slot], name: str, fixed: Mapping[str, Any], point: Point) -> Claim | None:
-        if not self._waits(board, slots, name):
+        state = slots[name].state if name in slots else "open"
+        key = f"{board.study.study_name}/{name}"
+        if state not in ("open", "waiting") or self._busy.get(key, 0.0) > time.monotonic():
             return None
-        if name not in slots or slots[name].state == "open":
+        if state == "open":
             board.add({name: fixed})
         claim = board.claim([name])
         if claim is not None:

@@ -1,8 +1,8 @@
 """A worker: takes what is left of a study, one run after the other, until nothing is.
 
-    python -m nava_lab.study.worker FOLDER STORAGE LEASE_S PARENT TOGETHER WORKERS
+    python -m nava_lab.study.worker FOLDER STORAGE LEASE_S PARENT TOGETHER
 
-PARENT is the process that started it: a worker ends when that is gone. TOGETHER and WORKERS are its ``Share``.
+PARENT is the process that started it: a worker ends when that is gone. TOGETHER is how many seeds it trains at once.
 Any number of workers may be at one study, on any machines that reach its storage and its folder.
 """
 
@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,19 +44,6 @@ IDLE_S = 2.0
 WARMUP = 0.3  # the share of a run's steps within which no pruner ends it
 
 
-@dataclass(frozen=True)
-class Share:
-    """How much of a study a worker takes at a time.
-
-    Attributes:
-        together: how many seeds that share all other settings it trains in one process, at most.
-        workers: how many share the work; of what is waiting or under way none takes more than an equal part.
-    """
-
-    together: int = 1
-    workers: int = 1
-
-
 class Worker:
     """One process's share of a study.
 
@@ -65,11 +51,11 @@ class Worker:
         ledger: the study in its storage.
         tell: where progress is said.
         stop: asked after every step; whether to leave everything as it is and end.
-        share: how much it takes at a time.
+        together: how many seeds that share all other settings it trains in one process, at most.
     """
 
-    def __init__(self, ledger: Ledger, tell: Tell, stop: Callable[[], bool] = lambda: False, share: Share | None = None):
-        self.ledger, self.tell, self.stop, self.share = ledger, tell, stop, share or Share()
+    def __init__(self, ledger: Ledger, tell: Tell, stop: Callable[[], bool] = lambda: False, together: int = 1):
+        self.ledger, self.tell, self.stop, self.together = ledger, tell, stop, together
         self.study, self.root = ledger.study, ledger.folder.parent.parent
 
     def work(self) -> None:
@@ -88,7 +74,7 @@ class Worker:
         with ExitStack() as claims:
             claims.enter_context(task.claim)
             tasks = [task]
-            for other in self.ledger.alike(task, self.share.together - 1, self.share.workers):
+            for other in self.ledger.alike(task, self.together - 1):
                 claims.enter_context(other.claim)
                 tasks.append(other)
             if len(tasks) > 1:
@@ -169,7 +155,7 @@ class Worker:
         tuning, tuned = self.study.tuning, task.tuned
         if task.phase == TUNING and tuning:
             tuned = suggest(task.claim, tuning.space)
-            if min(self.share.together, len(task.seeds)) > 1 and (tuning.pruner == "none" or tuning.two_objectives):
+            if min(self.together, len(task.seeds)) > 1 and (tuning.pruner == "none" or tuning.two_objectives):
                 return self._values_together(task, tuned)
         return [self._value(task, number, tuned) for number in range(len(task.seeds))]
 
@@ -181,8 +167,8 @@ class Worker:
             values[seed] = self._read(task, seed, made)
             self._report(task, seed)
 
-        for start in range(0, len(task.seeds), self.share.together):
-            parts = [(task, seed) for seed in task.seeds[start : start + self.share.together]]
+        for start in range(0, len(task.seeds), self.together):
+            parts = [(task, seed) for seed in task.seeds[start : start + self.together]]
             self._run_together(parts, tuned, end, lambda: self._is_over([task]))
         return [values[seed] for seed in task.seeds]
 
@@ -291,7 +277,7 @@ def main(arguments: list[str]) -> None:
     quieten()
     keep_memory()
     folder, place, lease_s = Path(arguments[0]), arguments[1], float(arguments[2])
-    parent, *share = map(int, arguments[3:])
+    parent, together = map(int, arguments[3:])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
 
     def tell(message: str) -> None:
@@ -299,7 +285,7 @@ def main(arguments: list[str]) -> None:
 
     # A worker whose starter was killed must not go on unseen beside those that are started next.
     ledger = Ledger(load_study(folder).study, folder, place, lease_s)
-    worker = Worker(ledger, tell, lambda: os.getppid() != parent, Share(*share))
+    worker = Worker(ledger, tell, lambda: os.getppid() != parent, together)
     try:
         worker.work()
     except StudyError as error:

@@ -3,6 +3,7 @@
 import json
 import time
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,11 +13,12 @@ from nava_lab.study import ledger as ledger_module
 from nava_lab.study import run as runs
 from nava_lab.study import worker as workers
 from nava_lab.study.claims import WORKER, this_worker
+from nava_lab.study.conduct import Wish, share
 from nava_lab.study.failures import RunFailed
 from nava_lab.study.ledger import Ledger, folder_of
 from nava_lab.study.run import RunBusy
 from nava_lab.study.spec import read_study
-from nava_lab.study.worker import Share, Worker
+from nava_lab.study.worker import Worker
 
 STUDY = """# Who trains which seeds?
 fixed: {world: gaussian, experiment: smoke, variant: unified, variant.depth: 2, budget.parameters: 60_000, logger: none}
@@ -38,31 +40,32 @@ def ledgers(tmp_path, monkeypatch):
     return make
 
 
-def taken(ledger, together, workers_there=1):
-    """What a worker takes at once: a point, and which of its seeds."""
+def taken(ledger, together):
+    """What a worker takes at once: some seeds of one point."""
     task = ledger.next()
-    tasks = [task, *ledger.alike(task, together - 1, workers_there)] if task else []
+    tasks = [task, *ledger.alike(task, together - 1)] if task else []
     assert len({part.point.key for part in tasks}) <= 1
     return tasks
 
 
 def test_a_worker_takes_one_points_seeds_and_another_the_next_points(ledgers):
     first, second = ledgers(count=2, points=TWO)
-    one, two = taken(first, 8, 2), taken(second, 8, 2)
-    assert (len(one), len(two)) == (8, 8)
+    one, two = taken(first, 8), taken(second, 8)
+    assert [part.seeds for part in one] == [part.seeds for part in two] == [(seed,) for seed in range(8)]
     assert {one[0].point.key, two[0].point.key} == {"batch_size=4", "batch_size=8"}
-    assert taken(first, 8, 2) == []
+    assert taken(first, 8) == []
     for task in [*one, *two]:
         assert task.claim.release()
-    assert [len(taken(ledger, 3, 2)) for ledger in (first, second)] == [3, 3]  # no more than was asked for
+    assert [len(taken(ledger, 3)) for ledger in (first, second)] == [3, 3]  # no more than was asked for
     assert [len(taken(ledger, 1)) for ledger in (first, second)] == [1, 1]
-    assert [len(taken(ledger, 8, 2)) for ledger in (first, second)] == [4, 4]
-    assert taken(first, 8) == []
+    assert [len(taken(ledger, 8)) for ledger in (first, second, first)] == [4, 4, 0]  # of a point what is left
 
 
-def test_workers_share_the_seeds_of_one_point(ledgers):
-    three = ledgers(count=3)
-    assert [len(taken(ledger, 8, 3)) for ledger in three] == [3, 3, 2]
+def test_workers_share_what_is_left():
+    wishes = [Wish(Path("q.yaml"), workers=workers, together=together) for workers, together in ((1, 8), (2, 8), (3, 8), (2, 1))]
+    assert [share(wish, 32) for wish in wishes] == [8, 8, 8, 1]
+    assert [share(wish, 8) for wish in wishes] == [8, 4, 3, 1]
+    assert [share(wish, 0) for wish in wishes] == [1, 1, 1, 1]
 
 
 def test_all_seeds_of_a_worker_that_dies_are_taken_by_the_next_one(ledgers):
@@ -98,7 +101,7 @@ def test_each_seed_ends_as_it_did_and_those_that_were_not_tried_are_open(ledgers
         raise RunFailed("no memory", "MemoryError")
 
     monkeypatch.setattr(workers, "run_seeds", run_seeds)
-    Worker(ledger, print, share=Share(5)).do(ledger.next())
+    Worker(ledger, print, together=5).do(ledger.next())
     slots = ledger.board(None).slots()
     assert Counter(slot.state for slot in slots.values()) == {"finished": 1, "failed": 2, "open": 2}
     errors = {slot.trial.user_attrs["error"] for slot in slots.values() if slot.state == "failed"}
@@ -121,7 +124,7 @@ def test_a_lost_claim_ends_the_training_and_gives_the_other_seeds_back(ledgers, 
             time.sleep(0.01)
 
     monkeypatch.setattr(workers, "run_seeds", run_seeds)
-    Worker(ledger, told.append, share=Share(3)).do(first)
+    Worker(ledger, told.append, together=3).do(first)
     assert sum(": given up (" in line for line in told) == 3
     slots = ledger.board(None).slots()
     assert [slot.state for slot in slots.values()] == ["open"] * 3
@@ -136,7 +139,7 @@ def test_an_error_before_any_seed_was_tried_fails_them_all(ledgers, monkeypatch)
         raise KeyError("video")
 
     monkeypatch.setattr(workers, "run_seeds", run_seeds)
-    Worker(ledger, print, share=Share(3)).work()
+    Worker(ledger, print, together=3).work()
     assert ledger.result().counts() == {"finished": 0, "failed": 3, "running": 0, "pruned": 0, "missing": 0}
 
 
@@ -160,7 +163,7 @@ def test_a_trials_seeds_are_trained_together_unless_a_pruner_looks_at_each(ledge
 
     monkeypatch.setattr(workers, "run_seeds", run_seeds)
     monkeypatch.setattr(workers, "run", run)
-    Worker(ledger, print, share=Share(2)).do(ledger.next())
+    Worker(ledger, print, together=2).do(ledger.next())
     assert ledger.result().counts("tuning")["finished"] == 3
     assert (found, len(single)) == (calls, 0 if calls else 3)
     if calls:  # what a trial that saw each run would have been told

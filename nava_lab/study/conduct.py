@@ -133,7 +133,7 @@ def conduct(wish: Wish, tell: Tell) -> StudyResult:
 
 
 def share(wish: Wish, left: int) -> int:
-    """How many seeds of a point a worker takes at once: of few that are left to confirm, no more than leaves the others as many."""
+    """How many seeds of a point a worker takes at once: of few that are left to confirm no more than an equal part."""
     return max(1, min(wish.together, math.ceil(left / wish.workers)))
 
 

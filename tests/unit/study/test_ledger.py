@@ -354,21 +354,13 @@ def test_whatever_a_block_raises_fails_its_own_slot_and_the_others_go_on(study, 
     assert {type(error).__name__ in run.error for run in result.runs if run.state == "failed" and run.phase == "tuning"} == {True}
 
 
-def test_a_score_that_is_not_defined_fails_its_slot_and_says_so(study, tmp_path, monkeypatch):
-    def run(config, tell, watchers):
-        folder = tmp_path / runs.run_name(config.resolved, config.world.data_version())
-        folder.mkdir(exist_ok=True)
-        value = None if config.variant.name == "unified" else 0.5
-        (folder / "record.json").write_text(json.dumps({"schema": 1, "scores": {"cross_modal_use": {"value": value}}}))
-
-    monkeypatch.setattr(workers, "run", run)
-    ledger = ledger_of(study, tmp_path)
-    Worker(ledger, print).work()
-    result = ledger.write()
-    failed = [run for run in result.runs if run.state == "failed" and run.phase == "tuning"]
-    assert {run.point.split(" ")[0] for run in failed} == {"variant=unified"}
-    assert all("cross_modal_use is not defined for unified-gaussian-" in run.error for run in failed)
-    assert all(run.error.endswith("its clips hold nothing to count") for run in failed)
+def test_a_score_that_is_not_defined_fails_its_slot_and_says_so(study, tmp_path):
+    """As whatever is raised does: see above."""
+    worker, folder = Worker(ledger_of(study, tmp_path), print), tmp_path / "unified-gaussian-s0"
+    folder.mkdir()
+    (folder / "record.json").write_text(json.dumps({"schema": 1, "scores": {"cross_modal_use": {"value": None}}}))
+    with pytest.raises(ValueError, match="cross_modal_use is not defined for unified-gaussian-s0: its clips hold nothing to count"):
+        worker._judged_by(worker.ledger.next(), folder)
 
 
 def test_an_unforeseen_error_leaves_its_traceback_and_an_ended_trial_nothing(tmp_path):

@@ -23,7 +23,7 @@ from nava_lab.cli import in_one_line
 from nava_lab.config import from_file
 from nava_lab.evaluation.semantics import guidance_slope
 from nava_lab.evaluation.sync import Errors
-from nava_lab.report.table import digits_for, interval
+from nava_lab.report.numbers import digits_for, interval
 from nava_lab.study import record
 from nava_lab.study.identity import run_hash
 from nava_lab.study.run import score

@@ -27,10 +27,10 @@ class Offscreen(WorldMetric):
     Scores: ``onscreen_auc`` (share of visible events with a sound within each tolerance of ``sync``, corrected for chance and
     averaged: 1 perfect, 0 chance), ``silent_share`` (share of visible events without sound), ``recall_onscreen`` and
     ``recall_offscreen`` (of the seen, and of the unseen, events that the text asks for, the share that is there: visible with
-    sound, and sound alone), ``recall_onscreen_shuffled`` and ``recall_offscreen_shuffled`` (the same with another clip's sound,
-    any of which counts that meets no flash: what the recalls must be read against), ``invented_share`` (share of sounds that
-    are unseen beyond what the text asks for), ``distractor_share`` (share of the other object's flashes that have a sound
-    which no visible event explains), ``count_error_video`` and ``count_error_audio`` (mean over clips of how many flashes, the
+    sound, and sound alone), ``recall_onscreen_shuffled`` and ``recall_offscreen_shuffled`` (the same with another clip's sound:
+    what the recalls must be read against, for any sound that meets no flash is one unseen, and that of ``recall_offscreen`` is
+    full wherever there are sounds enough), ``invented_share`` (share of sounds that are unseen beyond what the text asks for),
+    ``distractor_share`` (share of the other object's flashes that have a sound which no visible event explains), ``count_error_video`` and ``count_error_audio`` (mean over clips of how many flashes, the
     silent ones included, or sounds are there too many or too few for what the text asks). A share of nothing is not defined.
     """
 

@@ -359,7 +359,9 @@ def test_a_score_that_is_not_defined_fails_its_slot_and_says_so(study, tmp_path)
     worker, folder = Worker(ledger_of(study, tmp_path), print), tmp_path / "unified-gaussian-s0"
     folder.mkdir()
     (folder / "record.json").write_text(json.dumps({"schema": 1, "scores": {"cross_modal_use": {"value": None}}}))
-    with pytest.raises(ValueError, match="cross_modal_use is not defined for unified-gaussian-s0: its clips hold nothing to count"):
+    with pytest.raises(
+        ValueError, match="cross_modal_use is not defined for unified-gaussian-s0: its clips hold nothing to count"
+    ):
         worker._judged_by(worker.ledger.next(), folder)
 
 

@@ -30,8 +30,9 @@ class Offscreen(WorldMetric):
     sound, and sound alone), ``recall_onscreen_shuffled`` and ``recall_offscreen_shuffled`` (the same with another clip's sound:
     what the recalls must be read against, for any sound that meets no flash is one unseen, and that of ``recall_offscreen`` is
     full wherever there are sounds enough), ``invented_share`` (share of sounds that are unseen beyond what the text asks for),
-    ``distractor_share`` (share of the other object's flashes that have a sound which no visible event explains), ``count_error_video`` and ``count_error_audio`` (mean over clips of how many flashes, the
-    silent ones included, or sounds are there too many or too few for what the text asks). A share of nothing is not defined.
+    ``distractor_share`` (share of the other object's flashes that have a sound which no visible event explains),
+    ``count_error_video`` and ``count_error_audio`` (mean over clips of how many flashes, the silent ones included, or sounds
+    are there too many or too few for what the text asks). A share of nothing is not defined.
     """
 
     needs = "samples"

@@ -122,8 +122,9 @@ def test_use_is_nought_for_the_best_unimodal_model_and_one_for_the_best_of_all()
         assert use(share) == pytest.approx(share, abs=1e-9)
 
 
-def test_where_the_other_modality_tells_nothing_there_is_no_use_to_make_of_it():
-    world, level = worlds.get("gaussian")(rho=0.0), torch.tensor([0.3, 0.8])
+@pytest.mark.parametrize("rho", [0.0, 1e-6])
+def test_where_the_other_modality_tells_nothing_there_is_no_use_to_make_of_it(rho):
+    world, level = worlds.get("gaussian")(rho=rho), torch.tensor([0.3, 0.8])
     metric, levels = metrics.get("use")(world), {"video": level, "audio": level}
     alone = world.bayes_loss(levels, joint=False)
     metric.update_losses(Batch({}, NO_TEXT, torch.arange(2)), {name: part * 1.1 for name, part in alone.items()}, levels)

@@ -11,31 +11,36 @@ from collections.abc import Mapping
 import numpy as np
 
 from nava_lab.evaluation.base import WorldMetric, padded_kinds
-from nava_lab.evaluation.score import Score, over_clips, ratio_score
+from nava_lab.evaluation.score import NOTHING, Score, over_clips, ratio_score
 from nava_lab.evaluation.sync import pairs
 from nava_lab.registry import metrics
 from nava_lab.streams import Batch
 from nava_lab.worlds.base import Events
 
 
-def kappa(right: np.ndarray, of: np.ndarray, chance: np.ndarray) -> Score:
-    """Accuracy of ``right`` out of ``of`` per clip beyond the chance (mean over what is counted), as a share of what is possible.
+def kappa(right: np.ndarray, of: np.ndarray, chance: np.ndarray, answered: np.ndarray | None = None) -> Score:
+    """How many are ``right`` beyond chance, as a share of how many can be: (right - chance answered) / (of (1 - chance)).
 
-    0 where nothing was counted.
+    Sums over clips. Where everything is answered, it is (accuracy - chance) / (1 - chance). What is not ``answered`` is wrong,
+    and chance gets it wrong too: an answer left out costs what an answer at random does not, and all left out are 0.
+    0 where there is nothing to gain: one answer is all there is, or nothing was asked.
     """
+    lucky = chance * (of if answered is None else answered)
 
     def statistic(weights: np.ndarray) -> np.ndarray:
-        counted = weights @ of
-        some = counted > 0
-        accuracy, by_chance = ((weights @ part) / np.where(some, counted, 1) for part in (right, of * chance))
-        return np.where(some, (accuracy - by_chance) / np.maximum(1 - by_chance, 1e-12), 0.0)
+        counted, left = weights @ of, weights @ (of * (1 - chance))
+        return np.divide(weights @ (right - lucky), left, out=np.zeros(len(weights)), where=left > NOTHING * counted)
 
-    return over_clips(statistic, len(right))
+    return over_clips(statistic, len(right))._replace(n=int(np.count_nonzero(of)))
 
 
 @metrics.register("binding")
 class Binding(WorldMetric):
-    """Which object sounds. Scores: ``binding_kappa`` (1 perfect, 0 chance) and ``binding_accuracy``."""
+    """Which object sounds.
+
+    Scores: ``binding_kappa`` (1 perfect, 0 chance; 0 too where no flash meets a sound) and ``binding_accuracy`` (not defined
+    there).
+    """
 
     needs = "samples"
     higher_is_better_by_score = {"binding_kappa": True, "binding_accuracy": True}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nava_lab.evaluation.base import WorldMetric, truth
-from nava_lab.evaluation.score import Score, mean_score, over_clips, ratio_score
+from nava_lab.evaluation.score import Score, over_clips, ratio_score
 from nava_lab.registry import metrics
 from nava_lab.streams import Batch
 from nava_lab.worlds.base import Events
@@ -27,10 +27,11 @@ def by_kind(events: Events) -> Tensor:
 class EventStatistics(WorldMetric):
     """Counts and kinds of generated events against the world's own.
 
-    Scores: ``count_error`` (mean over clips of |sound events - picture events|), ``event_rate_video`` and
+    Scores: ``count_error`` (mean of |sound events - picture events| over the clips that have any event and whose true clip has
+    as many sounds as flashes: where a text asks for silent flashes, say, its clips should not), ``event_rate_video`` and
     ``event_rate_audio`` (generated events over true events; 1 is right), ``class_accuracy`` (share of generated events of a
     kind that the caption names for their modality; where it names none, that its true clip has), ``class_drift`` (total
-    variation between generated and true class frequencies).
+    variation between generated and true class frequencies; 1 where nothing was generated).
     """
 
     needs = "samples"
@@ -58,14 +59,17 @@ class EventStatistics(WorldMetric):
 
         def drift(weights: np.ndarray) -> np.ndarray:
             made, real = weights @ made_kinds, weights @ true_kinds
+            some = made.sum(1) > 0
             made = made / np.maximum(made.sum(1, keepdims=True), 1e-12)
             real = real / np.maximum(real.sum(1, keepdims=True), 1e-12)
-            return 0.5 * np.abs(made - real).sum(1)
+            return np.where(some, 0.5 * np.abs(made - real).sum(1), 1.0)
+
+        alike = (rows["true_video"].sum(1) == rows["true_audio"].sum(1)) & (made_kinds.sum(1) > 0)
 
         return {
             "event_rate_video": ratio_score(video.sum(1), rows["true_video"].sum(1)),
             "event_rate_audio": ratio_score(audio.sum(1), rows["true_audio"].sum(1)),
-            "count_error": mean_score(np.abs(video.sum(1) - audio.sum(1))),
+            "count_error": ratio_score(np.abs(video.sum(1) - audio.sum(1)) * alike, alike.astype(float)),
             "class_accuracy": ratio_score(right, made_kinds.sum(1)),
             "class_drift": over_clips(drift, len(video)),
         }

@@ -1,4 +1,4 @@
-"""The decoder's floor: how far from true onsets it lands on true traces with noise. No timing error of a model means less."""
+"""The decoders' floors: how far from true moments they land on true clips with noise. No timing error of a model means less."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from nava_lab.evaluation.timbre import GATE, boundary_errors
 from nava_lab.worlds.pulses import Decoder
 from nava_lab.worlds.staged import Staged
+from nava_lab.worlds.voices import LOUDNESS
 
-SIGMAS = (0.0, 0.03, 0.1)  # of normal noise on a trace, in which an event is .7 to 1 high
+SIGMAS = (0.0, 0.03, 0.1)  # of normal noise on a trace, in which an event is .7 to 1 high and a voice .5 to 1
 
 
 @dataclass(frozen=True)
 class Floor:
-    """What the decoder makes of one modality's noisy traces.
+    """What a decoder makes of noisy clips.
 
     Attributes:
-        modality: whose pulse.
+        modality: whose pulse; "turn" for the boundaries of spans of speech.
         sigma: standard deviation of the noise.
-        median: onset error in milliseconds, of clips whose events are all found and no others.
+        median: error in milliseconds, of clips whose events are all found and no others, and of boundaries that are found.
         tail: its 95th percentile.
-        miscounted: share of clips with another number of events.
+        miscounted: share of clips with another number of events; of boundaries, the share that is not found.
     """
 
     modality: str
@@ -49,6 +51,23 @@ def floors(world: Staged, clips: int = 192, threshold: float = Decoder.threshold
                 true, found = events.onsets(row), np.sort(seconds[row][real[row]].numpy())
                 wrong += len(true) != len(found)
                 errors += [np.abs(true - found)] if len(true) == len(found) else []
-            ms = 1000 * np.concatenate(errors)
-            median, tail = (float(np.percentile(ms, share)) if len(ms) else float("nan") for share in (50, 95))
-            yield Floor(modality, sigma, median, tail, wrong / clips)
+            yield Floor(modality, sigma, *_percentiles(np.concatenate(errors)), wrong / clips)
+
+
+def turn_floors(world: Staged, clips: int = 192) -> Iterator[Floor]:
+    """A row per noise for the boundaries of a world's turns of speech, always from the same noise."""
+    script = world.script("test", torch.arange(clips))
+    bands = world.shown(script)[1].double()
+    for sigma in SIGMAS:
+        noise = torch.randn(bands.shape, generator=torch.Generator().manual_seed(0), dtype=bands.dtype)
+        noisy = bands + sigma * LOUDNESS * noise
+        errors = boundary_errors(noisy, script.extra["span_start"], script.extra["span_end"], world.audio_hz).flatten().numpy()
+        found = errors[errors < GATE]
+        yield Floor("turn", sigma, *_percentiles(found), 1 - len(found) / len(errors))
+
+
+def _percentiles(seconds: np.ndarray) -> tuple[float, float]:
+    """Median and 95th percentile in milliseconds; NaN of nothing."""
+    if not len(seconds):
+        return float("nan"), float("nan")
+    return float(np.percentile(1000 * seconds, 50)), float(np.percentile(1000 * seconds, 95))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nava_lab.evaluation.base import WorldMetric
-from nava_lab.evaluation.score import Score, ratio_score
+from nava_lab.evaluation.score import NOTHING, Score, over_clips, ratio_score
 from nava_lab.registry import metrics
 from nava_lab.streams import Batch
 
@@ -18,7 +18,7 @@ from nava_lab.streams import Batch
 class Loss(WorldMetric):
     """Velocity error on test clips, per element, over the clips that have noisy tokens of a modality.
 
-    Scores: ``loss`` (mean over a clip's noisy modalities) and ``loss_<modality>``.
+    Scores: ``loss`` (mean over a clip's noisy modalities) and ``loss_<modality>``; not defined where no clip has any.
     """
 
     needs = "losses"
@@ -57,7 +57,8 @@ class CrossModalUse(WorldMetric):
     """Share of the knowable gain from the other modality that a model takes: U = (L_uni - L_model) / (L_uni - L*).
 
     Losses are sums over all elements, at the very levels each clip was tried at. 0 ignores the other modality (below 0:
-    worse than the best unimodal model), 1 is optimal. Scores: ``cross_modal_use``.
+    worse than the best unimodal model), 1 is optimal; 0 too where the other modality tells nothing. Scores:
+    ``cross_modal_use``.
     """
 
     needs = "losses"
@@ -87,7 +88,17 @@ class CrossModalUse(WorldMetric):
 
     def compute(self) -> dict[str, Score]:
         rows = self.rows()
-        return {"cross_modal_use": ratio_score(rows["alone"] - rows["model"], rows["alone"] - rows["best"])}
+        alone = rows["alone"]
+
+        def taken(weights: np.ndarray) -> np.ndarray:
+            whole, gain = weights @ alone, weights @ (alone - rows["best"])
+            share = np.divide(weights @ (alone - rows["model"]), gain, out=np.zeros_like(gain), where=gain > NOTHING * whole)
+            return np.where(whole > 0, share, np.nan)
+
+        return {"cross_modal_use": over_clips(taken, len(alone))._replace(n=int(np.count_nonzero(alone)))}
+
+    def per_clip(self) -> dict[str, np.ndarray]:
+        return self.rows()
 
 
 def _noisy(levels: Tensor, valid: Tensor | None) -> Tensor:

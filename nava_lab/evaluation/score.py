@@ -18,7 +18,7 @@ CHUNK = 100
 
 
 class Score(NamedTuple):
-    """A value with its 95 % interval over ``n`` clips."""
+    """A value with its 95 % interval over ``n`` clips; NaN where it is not defined, for nothing was there to be counted."""
 
     value: float
     low: float
@@ -28,7 +28,12 @@ class Score(NamedTuple):
     def to_dict(self) -> dict[str, float]:
         return self._asdict()
 
+    def to_json(self) -> dict[str, float | None]:
+        """The same with None, JSON's null, where a number is not defined."""
+        return {key: None if value != value else value for key, value in self._asdict().items()}
 
+
+UNDEFINED = Score(float("nan"), float("nan"), float("nan"), 0)
 Statistic = Callable[[np.ndarray], np.ndarray]  # clip weights "r n" -> "r"
 
 
@@ -71,14 +76,27 @@ def mean_score(values: np.ndarray) -> Score:
     return ratio_score(values, np.ones_like(values, dtype=float))
 
 
-def ratio_score(numerators: np.ndarray, denominators: np.ndarray) -> Score:
-    """Sum over sum; 0 where nothing was counted."""
+def ratio_score(numerators: np.ndarray, denominators: np.ndarray, empty: float = float("nan")) -> Score:
+    """Sum over sum, ``n`` being the clips in which there was something to count.
+
+    ``empty`` where there was nothing in any: not defined, unless a metric has a reason to say otherwise. A 0 would be the
+    best value of many a score, and certain.
+    """
 
     def statistic(weights: np.ndarray) -> np.ndarray:
         below = weights @ denominators
-        return np.divide(weights @ numerators, below, out=np.zeros(len(weights)), where=below != 0)
+        return np.divide(weights @ numerators, below, out=np.full(len(weights), empty), where=below != 0)
 
-    return over_clips(statistic, len(numerators))
+    return over_clips(statistic, len(numerators))._replace(n=int(np.count_nonzero(denominators)))
+
+
+NOTHING = 1e-9  # of a share: where so little is left beyond chance, it is rounding
+
+
+def beyond_chance(share: np.ndarray, chance: np.ndarray) -> np.ndarray:
+    """(share - chance) / (1 - chance): 1 perfect, 0 chance; 0 too where chance is perfect, for there is nothing to gain."""
+    left = 1 - chance
+    return np.divide(share - chance, left, out=np.zeros_like(left), where=left > NOTHING)
 
 
 def weighted_median(values: np.ndarray, weights: np.ndarray) -> np.ndarray:

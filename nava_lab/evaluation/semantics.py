@@ -8,7 +8,7 @@ import numpy as np
 
 from nava_lab.evaluation.base import WorldMetric, padded, unpadded
 from nava_lab.evaluation.events import by_kind
-from nava_lab.evaluation.score import Score, mean_score, over_clips, ratio_score
+from nava_lab.evaluation.score import Score, beyond_chance, mean_score, over_clips, ratio_score
 from nava_lab.evaluation.sync import Errors, match, partners, unmatched
 from nava_lab.registry import metrics
 from nava_lab.streams import Batch
@@ -37,11 +37,15 @@ class Semantics(WorldMetric):
 
     Scores: ``semantics`` (mean share of attributes realised), ``semantics_kappa`` (the same beyond what another clip's
     caption gets: 1 perfect, 0 chance), ``semantics_seen`` and ``semantics_held_out`` (captions whose pair of colour and
-    timbre training had, and had not).
+    timbre training had, and had not), ``count_error_video`` and ``count_error_audio`` (mean over clips of how many flashes, or
+    sounds, are there too many or too few for what the text asks).
     """
 
     needs = "samples"
-    higher_is_better_by_score = {"semantics": True, "semantics_kappa": True}
+    higher_is_better_by_score = {
+        **{"semantics": True, "semantics_kappa": True},
+        **{"count_error_video": False, "count_error_audio": False},
+    }
     exact = {"semantics_kappa": (1.0, 0.0)}
     repaired = ("video", "audio")
 
@@ -64,14 +68,19 @@ class Semantics(WorldMetric):
         chance = realised(spread, {name: rows[name][others] for name in ("colour", "timbre", "count")}).mean(1) if n > 1 else own
         return rows["index"], own, chance, rows["held_out"].astype(float)
 
+    def _miscounted(self) -> dict[str, np.ndarray]:
+        """By modality, how far each clip's number of events is from the one that its text asks for."""
+        rows = self.rows()
+        return {name: np.abs(rows[name].sum(1) - rows["count"]) for name in ("video", "audio")}
+
     def compute(self) -> dict[str, Score]:
         _, own, chance, held = self._shares()
 
         def corrected(weights: np.ndarray) -> np.ndarray:
-            share, shuffled = (weights @ part / weights.sum(1) for part in (own, chance))
-            return (share - shuffled) / np.maximum(1 - shuffled, 1e-9)
+            return beyond_chance(*(weights @ part / weights.sum(1) for part in (own, chance)))
 
         scores = {"semantics_kappa": over_clips(corrected, len(own)), "semantics": mean_score(own)}
+        scores |= {f"count_error_{name}": mean_score(errors) for name, errors in self._miscounted().items()}
         if held.any():
             scores["semantics_seen"] = ratio_score(own * (1 - held), 1 - held)
             scores["semantics_held_out"] = ratio_score(own * held, held)
@@ -79,7 +88,8 @@ class Semantics(WorldMetric):
 
     def per_clip(self) -> dict[str, np.ndarray]:
         index, own, chance, held = self._shares()
-        return {"index": index, "realised": own, "chance": chance, "held_out": held}
+        errors = {f"count_error_{name}": errors for name, errors in self._miscounted().items()}
+        return {"index": index, "realised": own, "chance": chance, "held_out": held, **errors}
 
 
 def entanglement(short: np.ndarray, long: np.ndarray, shuffled: np.ndarray) -> np.ndarray:
@@ -87,16 +97,25 @@ def entanglement(short: np.ndarray, long: np.ndarray, shuffled: np.ndarray) -> n
     return (long - short) / shuffled
 
 
-def guidance_slope(errors: Mapping[float, float]) -> float:
+def guidance_slope(errors: Mapping[float, Errors]) -> Score:
     """Least-squares slope of the timing error (ms) on the scale of text guidance, noise fixed: ms per unit of scale.
 
-    ``errors`` is what the same model, clips and noise get at each scale; 1, 2, 4 and 7 by the protocol.
+    Its interval is over clips, which are drawn with what they get at every scale: a clip that is hard at one is hard at all.
+
+    Args:
+        errors: what the same model, clips and noise get at each scale; 1, 2, 4 and 7 by the protocol.
     """
     if len(errors) < 2:
         raise ValueError("a slope needs the errors at two or more scales of guidance")
-    scales, values = np.array(list(errors)), np.array(list(errors.values()))
-    centred = scales - scales.mean()
-    return float((centred * values).sum() / (centred**2).sum())
+    clips = {part.clips for part in errors.values()}
+    if len(clips) > 1:
+        raise ValueError(f"a slope needs the same clips at every scale of guidance, not {' and '.join(map(str, sorted(clips)))}")
+    centred = np.array(list(errors)) - np.mean(list(errors))
+
+    def slope(weights: np.ndarray) -> np.ndarray:
+        return np.stack([part.median(weights) for part in errors.values()], -1) @ centred / (centred**2).sum()
+
+    return over_clips(slope, clips.pop())
 
 
 @metrics.register("entanglement")
@@ -119,12 +138,11 @@ class Entanglement(WorldMetric):
         self.update(index=batch.index, words=batch.extra["text_tokens"], **onsets)
 
     def compute(self) -> dict[str, Score]:
-        rows = self.rows()
+        rows, own = self.rows(), self._own()
         lengths = np.unique(rows["words"])
         if len(lengths) < 2:
             return {}
         video, audio = unpadded(rows["video"]), unpadded(rows["audio"])
-        own = _errors(video, audio, [np.array([clip]) for clip in range(len(video))])
         counts = [np.array([len(onsets) for onsets in part]) for part in (video, audio)]
         shuffled = _errors(video, audio, [some[:8] for some in partners(*counts)])
 
@@ -139,6 +157,16 @@ class Entanglement(WorldMetric):
             for length in lengths
         }
         return {"entanglement": over_clips(index, len(video)), **each}
+
+    def _own(self) -> Errors:
+        """Of each clip's picture with its own sound."""
+        video, audio = (unpadded(self.rows()[name]) for name in ("video", "audio"))
+        return _errors(video, audio, [np.array([clip]) for clip in range(len(video))])
+
+    def per_clip(self) -> dict[str, np.ndarray]:
+        rows, own = self.rows(), self._own()
+        flat = {"error_ms": own.values, "error_clip": rows["index"][own.owner]}
+        return {"index": rows["index"], "words": rows["words"], **flat}
 
 
 def _errors(video: Sequence[np.ndarray], audio: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> Errors:

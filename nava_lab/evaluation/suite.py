@@ -6,6 +6,7 @@ the best network stands for true clips and the best one without the other modali
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -45,8 +46,13 @@ class Row:
     expected: tuple[float, float]
 
     @property
+    def defined(self) -> bool:
+        """Whether there was anything to count, in the true clips and in those at chance."""
+        return not any(math.isnan(score.value) for score in (self.truth, self.chance))
+
+    @property
     def holds(self) -> bool:
-        """Whether true clips score what they should and chance lies within its (widened) interval."""
+        """Whether true clips score what they should, and chance lies in its (widened) interval; what is undefined does not."""
         return all(
             WIDER * (score.low - score.value) <= value - score.value <= WIDER * (score.high - score.value)
             or abs(score.value - value) <= NEAR

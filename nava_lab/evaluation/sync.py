@@ -14,7 +14,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from nava_lab.evaluation.base import WorldMetric, padded, unpadded
-from nava_lab.evaluation.score import Score, over_clips, ratio_score, weighted_median
+from nava_lab.evaluation.score import Score, beyond_chance, over_clips, ratio_score, weighted_median
 from nava_lab.registry import metrics
 from nava_lab.streams import Batch
 from nava_lab.worlds.base import Events
@@ -82,6 +82,14 @@ class Errors:
         owner = np.concatenate((np.repeat(np.arange(n), [len(lag) for lag in lags]), np.repeat(np.arange(n), alone)))
         return Errors(np.concatenate((matched, np.full(alone.sum(), GATE * 1000))), owner.astype(int), n)
 
+    @staticmethod
+    def kept(clips: Mapping[str, Sequence[float]]) -> Errors:
+        """From the per-clip values of the metric ``sync``, by their names there."""
+        index, owners, lags = (np.asarray(clips[name]) for name in ("index", "lag_clip", "lag_ms"))
+        counts = np.stack([clips["video_events"], clips["audio_events"]], -1).astype(float)
+        own = [lags[owners == clip] / 1000 for clip in index]
+        return Errors.of(own, unmatched(counts, own))
+
     def median(self, weights: np.ndarray) -> np.ndarray:
         """Medians under weights of clips ``r n``."""
         return weighted_median(self.values, weights[:, self.owner])
@@ -99,10 +107,11 @@ def unmatched(counts: np.ndarray, lags: Sequence[np.ndarray]) -> np.ndarray:
 class Sync(WorldMetric):
     """Audio-video synchrony of generated clips.
 
-    Scores: ``sync_auc`` (mean over the tolerances of the chance-corrected F1: 1 perfect, 0 chance), ``f1@20ms`` and so on,
-    ``cf1@20ms`` and so on, ``f1_shuffled@80ms``, ``f1_itu``, ``sync_error_ms`` (median, unmatched events count as the
-    gate), ``sync_error_shuffled_ms`` (the same of re-paired clips), ``bias_ms`` (median a - v of matched pairs), ``jitter_ms``
-    (1.4826 times their median absolute deviation).
+    Scores: ``sync_auc`` (mean over the tolerances of the chance-corrected F1: 1 perfect, 0 chance; a tolerance at which
+    chance is perfect adds 0), ``f1@20ms`` and so on, ``cf1@20ms`` and so on, ``f1_shuffled@80ms``, ``f1_itu``,
+    ``sync_error_ms`` (median, unmatched events count as the gate), ``sync_error_shuffled_ms`` (the same of re-paired clips),
+    ``bias_ms`` (median a - v of matched pairs), ``jitter_ms`` (1.4826 times their median absolute deviation). Of clips
+    without any event all F1 are 0, the worst there is, and what is in milliseconds is not defined.
     """
 
     needs = "samples"
@@ -162,18 +171,17 @@ class Sync(WorldMetric):
             return 2 * (weights @ hit) / np.maximum(weights @ events, 1e-12)[:, None]
 
         def corrected(weights: np.ndarray) -> np.ndarray:
-            f1, shuffled = share(weights, found, totals), share(weights, chance, chance_totals)
-            return (f1 - shuffled) / np.maximum(1 - shuffled, 1e-9)
+            return beyond_chance(share(weights, found, totals), share(weights, chance, chance_totals))
 
         scores = {"sync_auc": over_clips(lambda weights: corrected(weights).mean(1), n)}
         for column, tolerance in enumerate(TOLERANCES):
             label = f"{tolerance * 1000:.0f}ms"
-            scores[f"f1@{label}"] = ratio_score(2 * found[:, column], totals)
-            scores[f"f1_shuffled@{label}"] = ratio_score(2 * chance[:, column], chance_totals)
+            scores[f"f1@{label}"] = ratio_score(2 * found[:, column], totals, empty=0.0)
+            scores[f"f1_shuffled@{label}"] = ratio_score(2 * chance[:, column], chance_totals, empty=0.0)
             scores[f"cf1@{label}"] = over_clips(lambda weights, column=column: corrected(weights)[:, column], n)
         itu = np.array([((-lag >= ITU[0] - 1e-12) & (-lag <= ITU[1] + 1e-12)).sum() for lag in lags], dtype=float)
         shuffled = Errors.of(*counted["shuffled"])  # type: ignore[misc]
-        scores |= {"f1_itu": ratio_score(2 * itu, totals), "sync_error_shuffled_ms": shuffled.score()}
+        scores |= {"f1_itu": ratio_score(2 * itu, totals, empty=0.0), "sync_error_shuffled_ms": shuffled.score()}
         return scores | _lag_scores(lags, counts)  # type: ignore[arg-type]
 
     def per_clip(self) -> dict[str, np.ndarray]:

@@ -49,6 +49,10 @@ class OverSeeds:
     def mean(self) -> float:
         return self.interval.mean
 
+    def defined(self, score: str) -> int:
+        """How many of the seeds have a score: it may not be defined for some."""
+        return len(scores_by_seed(self.runs.values(), score))
+
     def over(self, score: str) -> Interval:
         """Any score's mean and t-interval."""
         values = list(scores_by_seed(self.runs.values(), score).values())
@@ -161,6 +165,10 @@ class Comparison:
         found = {run.record.get("directions", {}).get(score) for run in self.runs}
         return found.pop() if len(found) == 1 else None
 
+    def from_chance(self, score: str) -> bool:
+        """Whether 0 is chance and 1 perfect in a score, as its metric declared in the records."""
+        return any(score in run.record.get("exact", ()) for run in self.runs)
+
 
 def over_seeds(family: Family, headline: str, higher_is_better: bool) -> list[OverSeeds]:
     rows = []
@@ -204,7 +212,25 @@ def compare(paths: Sequence[Path]) -> Comparison:
     worlds = " and ".join(dict.fromkeys(run.record["world"] for run in runs))
     names = list(by_label(runs))
     question = f"Which is best on {worlds}: {', '.join(names)}?" if len(names) > 1 else f"How good is {names[0]} on {worlds}?"
-    return concluded(Comparison(families[0].runs, headline, higher, families, question=question, left_out=left_out))
+    lacking = undefined(runs, headline) if headline else []
+    ranked_runs = families[0].runs
+    made = concluded(
+        Comparison(ranked_runs, headline, higher, families, question=question, left_out=left_out, reservations=lacking)
+    )
+    return made if made.status == PROVISIONAL else replace(made, doubts=[*made.doubts, *lacking])
+
+
+def undefined(runs: Sequence[Run], score: str) -> list[str]:
+    """The variants of which seeds have no score, a sentence each: to leave those out is to choose the seeds that went well."""
+    lines = []
+    for label, group in by_label(runs).items():
+        lacking = sorted(seed for seed, run in group.items() if run.value(score) is None)
+        if lacking:
+            seeds = f"seed{'s' * (len(lacking) > 1)} {', '.join(map(str, lacking))}"
+            why = f"{label}: {score} is not defined for {seeds} of {len(group)} (nothing to count in their clips)"
+            rest = "nothing can be said of it" if len(lacking) == len(group) else "what is said of it rests on the others alone"
+            lines.append(f"{why}, and {rest}.")
+    return lines
 
 
 def ranked(family: Family, headline: str, higher_is_better: bool) -> Family:

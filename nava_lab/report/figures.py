@@ -95,7 +95,7 @@ def _scores(comparison: Comparison) -> Figure | None:
             axis.plot(mean, place, look.marker, color=look.colour, ms=7.5)
         axis.set(yticks=range(len(rows)), yticklabels=names[::-1], ylim=(-0.6, len(rows) - 0.4), xlabel=label_of(score))
         axis.grid(axis="y", visible=False)
-        _bounded(axis.set_xlim, axis.get_xlim(), axis.axvline, score)
+        _bounded(axis.set_xlim, axis.get_xlim(), axis.axvline, comparison)
 
     height = 0.75 + 0.42 * len(rows)
     note = _interval_note(rows) + (" Small dots are single seeds." if max(row.seeds for row in rows) > 1 else "")
@@ -106,12 +106,9 @@ def _scores(comparison: Comparison) -> Figure | None:
     return draw("scores", f"{score} with its uncertainty", alt, note, (6.4, height), paint)
 
 
-CHANCE_TO_PERFECT = ("sync_auc", "cross_modal_use")  # scores whose 0 is chance and whose 1 is perfect
-
-
-def _bounded(set_limits: Any, now: tuple[float, float], line: Any, score: str) -> None:
-    """Chance and perfection in sight, for scores that have them and come near chance."""
-    if score in CHANCE_TO_PERFECT and now[0] < 0.4:
+def _bounded(set_limits: Any, now: tuple[float, float], line: Any, comparison: Comparison) -> None:
+    """Chance and perfection in sight, for a headline that has them and comes near chance."""
+    if comparison.from_chance(comparison.headline) and now[0] < 0.4:
         set_limits(min(-0.05, now[0]), max(1.0, now[1]))
         line(0, color=INK, lw=0.8, ls=(0, (1, 2)))
 
@@ -158,7 +155,7 @@ def _against(comparison: Comparison, axis_of: Axis) -> Figure | None:
         if axis_of.cost:
             axis.set_xscale("log")
             plain_ticks(axis)
-        _bounded(axis.set_ylim, axis.get_ylim(), axis.axhline, score)
+        _bounded(axis.set_ylim, axis.get_ylim(), axis.axhline, comparison)
         if len(axis.get_legend_handles_labels()[0]) > 1:
             legend(axis)
 

@@ -51,11 +51,13 @@ def score_cell(score: Any, name: str, kind: str = "") -> Cell:
 
 
 def mean_cell(row: OverSeeds, name: str, kind: str = "") -> Cell:
-    """A mean over seeds with its t-interval; one seed has its own over clips."""
+    """A mean over seeds with its t-interval, and their number where not all have the score; one seed has its own over clips."""
     if row.seeds == 1:
         return score_cell(next(iter(row.runs.values())).score(name), name, kind)
     mean, low, high = row.over(name)
-    return cell(number(mean, digits_for(name)), mean, _ends(low, high, name), kind)
+    some = row.defined(name)
+    small = [_ends(low, high, name), f"{some} of {row.seeds} seeds" if 0 < some < row.seeds else ""]
+    return cell(number(mean, digits_for(name)), mean, " ".join(filter(None, small)), kind)
 
 
 def _ends(low: float | None, high: float | None, name: str) -> str:

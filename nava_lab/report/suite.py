@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from nava_lab.config import load
-from nava_lab.evaluation.floor import floors
+from nava_lab.evaluation.floor import floors, turn_floors
 from nava_lab.evaluation.suite import Row, exact_scores
 from nava_lab.registry import nearest, worlds
 from nava_lab.report.numbers import interval
@@ -36,17 +36,17 @@ def main(arguments: Sequence[str]) -> int:
         print(json.dumps({"clips": clips, "seconds": round(seconds, 1), "rows": [_plain(*pair) for pair in rows]}, indent=2))
     else:
         print("\n".join(_lines(rows)))
-        wrong = [f"{row.world} {row.score}" for _, row in rows if not row.holds]
+        wrong = [f"{row.world} {row.score}{'' if row.defined else ' (not defined)'}" for _, row in rows if not row.holds]
         print(f"{clips} test clips, {seconds:.0f} s; not as it should be: {', '.join(wrong) or 'none'}")
     return int(not all(row.holds for _, row in rows))
 
 
 def _print_floor(arguments: Sequence[str]) -> int:
-    """How far the decoder itself is from the truth."""
+    """How far the decoders themselves are from the truth."""
     if arguments:
-        raise ValueError(f"--floor stands alone, without {' '.join(arguments)}: the decoder is the same for every world")
-    print(f"{'decoder of':10} noise   median   95th percentile   clips miscounted")
-    for row in floors(worlds.get("pulse")()):
+        raise ValueError(f"--floor stands alone, without {' '.join(arguments)}: the decoders are the same for every world")
+    print(f"{'decoder of':10} noise   median   95th percentile   clips miscounted, boundaries missed")
+    for row in [*floors(worlds.get("pulse")()), *turn_floors(worlds.get("speakers")())]:
         print(f"{row.modality:10} {row.sigma:5g} {row.median:6.1f} ms {row.tail:14.1f} ms   {row.miscounted:16.1%}")
     return 0
 
@@ -84,8 +84,8 @@ def _plain(difficulty: str, row: Row) -> dict[str, object]:
         "difficulty": difficulty,
         "given": row.given,
         "score": row.score,
-        "truth": row.truth.to_dict(),
-        "chance": row.chance.to_dict(),
+        "truth": row.truth.to_json(),
+        "chance": row.chance.to_json(),
         "expected": {"truth": row.expected[0], "chance": row.expected[1]},
         "holds": row.holds,
     }

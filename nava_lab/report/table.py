@@ -91,13 +91,17 @@ def _cells(comparison: Comparison, run: Run) -> dict[str, str]:
 def _mean_cells(comparison: Comparison, row: OverSeeds) -> dict[str, str]:
     digits = digits_for(comparison.headline)
     ends = f" [{number(row.interval.low, digits)}, {number(row.interval.high, digits)}]" if row.seeds > 1 else ""
+
+    def of_seeds(name: str) -> str:
+        return f" ({row.defined(name)} of {row.seeds})" if 0 < row.defined(name) < row.seeds else ""
+
     return {
         "variant": row.label,
         **({"budget": row.family} if len(comparison.families) > 1 else {}),
         "seeds": str(row.seeds),
-        comparison.headline: number(row.mean, digits) + ends,
+        comparison.headline: number(row.mean, digits) + ends + of_seeds(comparison.headline),
         **_cost(next(iter(row.runs.values()))),
-        **{name: number(row.over(name).mean, digits_for(name)) for name in shown_columns(comparison)},
+        **{name: number(row.over(name).mean, digits_for(name)) + of_seeds(name) for name in shown_columns(comparison)},
     }
 
 

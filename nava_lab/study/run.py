@@ -333,14 +333,17 @@ def _bar(shown: bool, name: str) -> Callable[[str, int, int], None] | None:
     return advance
 
 
-def declared(config: Config, scores: Iterable[str]) -> tuple[list[str], dict[str, bool]]:
-    """What the world's metrics want of a report: the scores that lead its tables, and whether higher is better, by score."""
+def declared(config: Config, scores: Iterable[str]) -> tuple[list[str], dict[str, bool], list[str]]:
+    """What the world's metrics want of a report: the scores that lead its tables, whether higher is better, by score, and
+    those whose 0 is chance and whose 1 is perfect.
+    """
     chosen = [metrics.get(name) for name in config.world.metrics]
     found = {
         score: next((part.direction(score) for part in chosen if part.direction(score) is not None), None) for score in scores
     }
     shown = [score for part in chosen for score in part.shown if score in found]
-    return shown, {score: higher for score, higher in found.items() if higher is not None}
+    exact = [score for part in chosen for score, ends in part.exact.items() if ends == (1.0, 0.0) and score in found]
+    return shown, {score: higher for score, higher in found.items() if higher is not None}, exact
 
 
 def _record(
@@ -352,7 +355,7 @@ def _record(
     trained = json.loads(path.read_text(encoding="utf-8")) if path.exists() else now
     if any(trained.get(key) != now[key] for key in ("code", "variant_code")):
         tell(f"{folder.name} was trained by other code (revision {trained['revision']}) than scores it now")
-    shown, directions = declared(config, result.scores)
+    shown, directions, exact = declared(config, result.scores)
     sat, beside = machines(folder), stacked_with(folder)
     return {
         "schema": record.SCHEMA_VERSION,
@@ -376,6 +379,7 @@ def _record(
         "higher_is_better": directions.get(config.world.headline, True),
         "shown": shown,
         "directions": directions,
+        "exact": exact,
         "scores": _as_json(result.scores),
         "truth": _as_json(result.truth),
     }
@@ -383,6 +387,4 @@ def _record(
 
 def _as_json(scores: Mapping[str, Score]) -> dict[str, Any]:
     """Scores as plain values, null where a number is not defined."""
-    return {
-        name: {key: value if value == value else None for key, value in part.to_dict().items()} for name, part in scores.items()
-    }
+    return {name: part.to_json() for name, part in scores.items()}

@@ -261,8 +261,9 @@ class Worker:
                 raise ValueError(f"{folder.name} took no validation loss: set training.validations")
             value = losses[-1]
         elif metric in made["scores"]:
-            score = made["scores"][metric]["value"]
-            value = math.nan if score is None else float(score)
+            value = made["scores"][metric]["value"]
+            if value is None:
+                raise ValueError(f"{metric} is not defined for {folder.name}: its clips hold nothing to count")
         else:
             raise ValueError(f"{folder.name} has no score {metric}; it has {', '.join(sorted(made['scores']))}")
         cost = [float(made["flops_per_sample"])] if task.phase == TUNING and tuning and tuning.two_objectives else []

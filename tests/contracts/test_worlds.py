@@ -8,10 +8,13 @@ import pytest
 import torch
 
 from nava_lab.config import load
+from nava_lab.evaluation import base
+from nava_lab.evaluation.base import truth
 from nava_lab.evaluation.protocol import feed
 from nava_lab.evaluation.suite import exact_scores
 from nava_lab.registry import metrics, worlds
-from nava_lab.worlds.base import DIFFICULTIES, SPLITS
+from nava_lab.study.run import declared
+from nava_lab.worlds.base import DIFFICULTIES, SPLITS, Events
 
 PROCEDURAL = [name for name in worlds if not worlds.get(name).SHORTCUTS]
 
@@ -166,6 +169,60 @@ def test_what_is_exact_is_seen_to_be_wrong(name):
     """Were true clips those at chance, no row would hold, but where that is what the world is for."""
     for row in exact_scores(worlds.get(name)(), clips=64):
         assert not dataclasses.replace(row, truth=row.chance, chance=row.truth).holds or not worlds.get(name).paired
+
+
+WITH_EVENTS = [name for name in PROCEDURAL if any(metrics.get(part).needs == "samples" for part in worlds.get(name).metrics)]
+
+
+def by_any_order(name, permute):
+    """What metrics of events make of a world's pictures with other clips' sounds."""
+    world, one, other = worlds.get(name)(), *(worlds.get(name)().batch("test", torch.arange(16) + by) for by in (0, 16))
+    events = world.events({"video": one.streams["video"].tokens, "audio": other.streams["audio"].tokens})
+    batch = one
+    if permute:
+        events = {key: permuted(part) for key, part in events.items()}
+        true = {key: permuted(truth(one, key)) for key in ("video", "audio")}
+        told = {f"{key}_{part.name}": getattr(true[key], part.name) for key in true for part in dataclasses.fields(Events)}
+        batch = dataclasses.replace(one, extra={**one.extra, **told})
+    found = {}
+    for metric in (metrics.get(part)(world) for part in world.metrics if metrics.get(part).needs == "samples"):
+        metric.update_samples(batch, events)
+        found |= {score: repr(value) for score, value in metric.compute().items()}
+    return found
+
+
+def permuted(events):
+    """Each clip's events in an order of their own, padding among them."""
+    order = torch.rand(events.real.shape, generator=torch.Generator().manual_seed(1)).argsort(1)
+    return Events(*(getattr(events, part.name).gather(1, order) for part in dataclasses.fields(events)))
+
+
+@pytest.mark.usefixtures("few_resamples")
+@pytest.mark.parametrize("name", WITH_EVENTS)
+def test_no_metric_minds_the_order_in_which_events_are_listed(name):
+    assert by_any_order(name, permute=True) == by_any_order(name, permute=False)
+
+
+@pytest.mark.usefixtures("few_resamples")
+def test_a_metric_that_minds_the_order_is_found_out(monkeypatch):
+    """Kinds left behind when their onsets are put in order."""
+    right = base.padded_kinds
+    monkeypatch.setattr("nava_lab.evaluation.binding.padded_kinds", lambda events: (right(events)[0], in_place(events)))
+    assert by_any_order("bind", permute=True) != by_any_order("bind", permute=False)
+
+
+def in_place(events):
+    kinds = events.kind.masked_fill(~events.real, -1)
+    return torch.nn.functional.pad(kinds, (0, base.MOST - kinds.shape[1]), value=-1)
+
+
+@pytest.mark.parametrize("name", PROCEDURAL)
+def test_records_say_which_scores_run_from_chance_to_perfection(name):
+    config = load([f"world={name}"])
+    scores = [score for part in config.world.metrics for score in metrics.get(part).exact]
+    exact = declared(config, [*scores, "loss", "count_error"])[2]
+    assert config.world.headline in exact
+    assert exact == scores
 
 
 def test_two_processes_score_what_one_does(tmp_path):

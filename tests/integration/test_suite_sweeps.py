@@ -187,10 +187,19 @@ def test_the_slope_on_guidance_is_of_four_scorings_of_each_run(tmp_path, capsys)
 
     def scored(folder, scale, more):
         asked.append((folder.name, scale, more))
-        return {name: {"value": 10 + 2 * scale, "low": 0.0, "high": 50.0} for name in ("sync_error_ms", "entanglement")}
+        lags = [10 + 2 * scale, -(14 + 2 * scale), 22 + 2 * scale]  # of clips 7, 8 and 9; the last has a flash without sound
+        clips = {"index": [7, 8, 9], "lag_clip": [7, 8, 9], "lag_ms": lags, "video_events": [1, 1, 2], "audio_events": [1, 1, 1]}
+        scores = {"sync_error_ms": {"value": 18 + 2 * scale, "low": 0.0, "high": 50.0}}
+        scores["entanglement"] = dict.fromkeys(("value", "low", "high"))
+        return scores, {f"sync.{name}": values for name, values in clips.items()} | {"loss.index": [7, 8, 9]}
 
     (tmp_path / "run").mkdir()
     entangle.main([str(tmp_path / "run"), "evaluation.clips=4"], scored)
     assert asked == [("run", scale, ["evaluation.clips=4"]) for scale in (1, 2, 4, 7)]
-    assert json.loads((tmp_path / "run" / "entangle.json").read_text())["slope_ms"] == pytest.approx(2)
-    assert "| 7 | 24.000 [0.000, 50.000]" in capsys.readouterr().out
+    slope = json.loads((tmp_path / "run" / "entangle.json").read_text())["slope_ms"]
+    assert (slope["value"], slope["high"], slope["n"]) == (pytest.approx(2), pytest.approx(2), 3)
+    assert slope["low"] < 2  # resamples of the last clip alone rise by half: its other event counts as the gate at any scale
+    printed = capsys.readouterr().out
+    assert "| 7 | 32.0 [0.0, 50.0] | - [-, -] |" in printed
+    assert "slope of the timing error: 2.00 [" in printed
+    assert "ms per unit of guidance, over 3 clips" in printed

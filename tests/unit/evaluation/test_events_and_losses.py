@@ -36,6 +36,29 @@ def test_event_statistics_worked_by_hand():
     assert scores["class_drift"] == pytest.approx(0.5 * (1 / 7 + abs(3 / 7 - 2 / 3) + abs(3 / 7 - 1 / 3)))
 
 
+PARTS = ("seconds", "kind", "amplitude", "real")
+
+
+def test_nothing_generated_has_no_counts_that_agree_and_all_drift():
+    metric, true, none = metrics.get("events")(worlds.get("pulse")()), events([2, 2], [3, -1]), events([-1], [-1])
+    extra = {f"{name}_{part}": getattr(true, part) for name in ("video", "audio") for part in PARTS}
+    metric.update_samples(Batch({}, NO_TEXT, torch.arange(2), extra), {"video": none, "audio": none})
+    scores = metric.compute()
+    assert {name for name, score in scores.items() if np.isnan(score.value)} == {"count_error", "class_accuracy"}
+    assert scores["class_drift"][:3] == (1, 1, 1)
+    assert scores["event_rate_video"].value == scores["event_rate_audio"].value == 0
+
+
+def test_numbers_that_should_not_agree_are_not_compared():
+    # Clip 0 truly has two flashes and one sound; clip 1 one and one, and three flashes and a sound were made.
+    metric, video, audio = metrics.get("events")(worlds.get("offscreen")()), events([2, 2], [3, -1]), events([2], [3])
+    extra = {f"{name}_{part}": getattr(own, part) for name, own in (("video", video), ("audio", audio)) for part in PARTS}
+    made = {"video": events([2, -1, -1], [3, 3, 3]), "audio": events([2, 2], [3, -1])}
+    metric.update_samples(Batch({}, NO_TEXT, torch.arange(2), extra), made)
+    found = metric.compute()["count_error"]
+    assert (found.value, found.n) == (2, 1)
+
+
 def test_kinds_that_the_text_names_are_right_though_the_clip_has_them_not():
     metric = metrics.get("events")(worlds.get("bind")())
     true = events([0, 0])
@@ -78,7 +101,7 @@ def test_a_clip_whose_modality_is_given_is_no_part_of_that_modality_s_loss():
     none = metrics.get("loss")(worlds.get("gaussian")())
     zeros = dict.fromkeys(errors, torch.zeros(3))
     none.update_losses(Batch({}, NO_TEXT, torch.arange(3)), zeros, zeros)
-    assert {score.value for score in none.compute().values()} == {0.0}
+    assert all(np.isnan(score.value) and score.n == 0 for score in none.compute().values())
 
 
 def test_use_is_nought_for_the_best_unimodal_model_and_one_for_the_best_of_all():
@@ -90,10 +113,22 @@ def test_use_is_nought_for_the_best_unimodal_model_and_one_for_the_best_of_all()
         metric = metrics.get("use")(world)
         model = {name: alone[name] + share * (best[name] - alone[name]) for name in alone}
         metric.update_losses(Batch({}, NO_TEXT, torch.arange(2)), model, {"video": level, "audio": level})
+        kept = metric.per_clip()
+        assert kept["index"].tolist() == [0, 1]
+        assert (kept["alone"] - kept["model"]) / (kept["alone"] - kept["best"]) == pytest.approx(share, abs=1e-9)
         return metric.compute()["cross_modal_use"].value
 
     for share in (0.0, 0.4, 1.0):
         assert use(share) == pytest.approx(share, abs=1e-9)
+
+
+@pytest.mark.parametrize("rho", [0.0, 1e-6])
+def test_where_the_other_modality_tells_nothing_there_is_no_use_to_make_of_it(rho):
+    world, level = worlds.get("gaussian")(rho=rho), torch.tensor([0.3, 0.8])
+    metric, levels = metrics.get("use")(world), {"video": level, "audio": level}
+    alone = world.bayes_loss(levels, joint=False)
+    metric.update_losses(Batch({}, NO_TEXT, torch.arange(2)), {name: part * 1.1 for name, part in alone.items()}, levels)
+    assert metric.compute()["cross_modal_use"][:3] == (0, 0, 0)
 
 
 def test_an_interval_leaves_out_resamples_that_say_nothing():

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from nava_lab.evaluation.score import mean_score, over_clips, weighted_median
-from nava_lab.evaluation.sync import match, partners
+from nava_lab.evaluation.score import beyond_chance, mean_score, over_clips, ratio_score, weighted_median
+from nava_lab.evaluation.sync import Errors, match, partners
 from nava_lab.registry import metrics, worlds
 from nava_lab.streams import Batch, Stream
 from nava_lab.worlds.base import Events
@@ -51,9 +51,18 @@ def test_chance_correction_worked_by_hand():
     assert scores["f1_shuffled@80ms"].value == pytest.approx(0.5)
     assert [scores[f"cf1@{tau}ms"].value for tau in (20, 40, 80, 160)] == pytest.approx([0.5, 0, 1, 0])
     assert scores["sync_auc"].value == pytest.approx(1.5 / 4)
-    # Worse than chance is below 0: own pairs 100 ms apart, re-paired exact ones.
-    worse = scored([(0.5,), (0.6,)], [(0.6,), (0.5,)]).compute()
-    assert worse["cf1@20ms"].value < 0
+    # Worse than chance is below 0. Of three clips, all 100 ms apart, two are exact when re-paired with one another, which is one
+    # of two re-pairings: F1 is 0, shuffled 2 (1/2 + 1/2) / 6.
+    worse = scored([(0.5,), (0.6,), (1.5,)], [(0.6,), (0.5,), (1.6,)]).compute()
+    assert worse["f1_shuffled@20ms"].value == pytest.approx(1 / 3)
+    assert worse["cf1@20ms"].value == pytest.approx((0 - 1 / 3) / (1 - 1 / 3))
+
+
+def test_where_chance_is_perfect_there_is_nothing_to_gain():
+    # Own pairs are 100 ms apart and re-paired ones exact: F1 is 0, 0, 0, 1 and chance 1 throughout.
+    scores = scored([(0.5,), (0.6,)], [(0.6,), (0.5,)]).compute()
+    assert [scores[f"cf1@{tau}ms"].value for tau in (20, 40, 80, 160)] == [0, 0, 0, 0]
+    assert scores["sync_auc"][:3] == (0, 0, 0)
 
 
 def test_matching_is_one_to_one_and_of_least_cost():
@@ -81,6 +90,8 @@ def test_nothing_generated_is_no_sync_and_no_error():
     scores = scored([(), ()], [(), ()]).compute()
     assert scores["sync_auc"].value == 0
     assert scores["f1@80ms"].value == 0
+    for name in ("sync_error_ms", "bias_ms", "jitter_ms", "sync_error_shuffled_ms"):
+        assert np.isnan(scores[name].value), name
 
 
 def test_batches_order_and_repeats_change_nothing():
@@ -124,3 +135,25 @@ def test_intervals_are_the_same_every_time():
     values = np.random.default_rng(3).normal(size=50)
     assert mean_score(values) == mean_score(values)
     assert over_clips(lambda weights: weights @ values / weights.sum(1), 50).value == pytest.approx(values.mean())
+
+
+def test_errors_come_back_from_what_is_kept_per_clip():
+    rng = np.random.default_rng(5)
+    video, audio = ([tuple(np.sort(rng.uniform(0, 2, rng.integers(0, 5)))) for _ in range(20)] for _ in range(2))
+    metric = scored(video, audio, index=rng.permutation(20).tolist())
+    again = Errors.kept({name: values.tolist() for name, values in metric.per_clip().items()})
+    assert again.score() == pytest.approx(metric.compute()["sync_error_ms"])
+
+
+def test_a_share_of_nothing_is_not_defined_and_n_are_the_clips_that_count():
+    none, some = ratio_score(np.zeros(3), np.zeros(3)), ratio_score(np.array([1.0, 0, 0]), np.array([2.0, 0, 1]))
+    assert np.isnan(none[:3]).all()
+    assert none.n == 0
+    assert none.to_json() == {"value": None, "low": None, "high": None, "n": 0}
+    assert (some.value, some.n) == (pytest.approx(1 / 3), 2)
+    assert ratio_score(np.zeros(3), np.zeros(3), empty=0.0).value == 0
+
+
+def test_beyond_chance_by_hand():
+    share, chance = np.array([1.0, 0.5, 0.75, 0.2, 1.0, 0.0]), np.array([0.5, 0.5, 0.5, 0.6, 1.0, 1 - 1e-12])
+    assert beyond_chance(share, chance) == pytest.approx([1, 0, 0.5, -1, 0, 0])

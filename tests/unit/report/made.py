@@ -58,6 +58,7 @@ def make_run(root, seed, value, overrides=(), parameters=1_000_000, flops=200_00
         "higher_is_better": True,
         "shown": ["sync_auc", "f1@80ms", "sync_error_ms", "event_rate_video", "loss"],
         "directions": {"sync_auc": True, "f1@80ms": True, "sync_error_ms": False, "loss": False},
+        "exact": ["sync_auc"],
         "truth": {"sync_auc": score(truth, 0.0)},
         "scores": {
             "sync_auc": score(value),

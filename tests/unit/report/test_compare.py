@@ -7,13 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from rich.console import Console
 
 from nava_lab import load_config
 from nava_lab.config import Config
 from nava_lab.report.compare import compare, load_run
 from nava_lab.report.frame import contrasts_frame, load_logs, load_runs, runs_frame, write_frames
 from nava_lab.report.judge import corrected, judge, judge_slope
-from nava_lab.report.page_tables import contrasts
+from nava_lab.report.page_tables import contrasts, results
 from nava_lab.report.runs import NAMES, NOT_COMPARED, differences
 from nava_lab.report.table import lead_columns, print_comparison, shown_columns
 from nava_lab.study.least import least_loss
@@ -295,6 +296,56 @@ def test_a_finished_run_without_the_score_has_failed_too(tmp_path):
     (line,) = compare([folder]).reservations
     assert "1 of 9 confirmation seeds failed (seed" in line
     assert "its clips have no sync_auc" in line
+
+
+def without(folder, score):
+    """The run with a score that is not defined."""
+    made = json.loads((folder / "record.json").read_text())
+    made["scores"][score] = dict.fromkeys(("value", "low", "high")) | {"n": 0}
+    (folder / "record.json").write_text(json.dumps(made))
+
+
+def test_seeds_whose_headline_is_not_defined_make_a_verdict_provisional_and_are_named(tmp_path, capsys):
+    runs = make_runs(tmp_path / "runs", {"dual_tower": 0.9, "unified": 0.4}, seeds=10)
+    assert compare([tmp_path / "runs"]).status == "verdict"
+    for seed in (3, 5):
+        without(runs[2 * seed + 1], "sync_auc")
+    found = compare([tmp_path / "runs"])
+    said = "unified: sync_auc is not defined for seeds 3, 5 of 10 (nothing to count in their clips), and what is said of it rests"
+    assert found.status == "provisional"
+    assert [line.startswith(said) for line in found.reservations] == [True]
+    assert found.contrasts[0].found.n == 8
+    print_comparison(found)
+    assert "(8 of 10)" in capsys.readouterr().out
+    (lead,) = [row["cells"][1] for row in results(found)[1] if row["label"] == "unified"]
+    assert lead["small"].endswith("8 of 10 seeds")
+    write_frames(found, tmp_path)
+    # One without any is shown and not judged, and is no reason to say nothing.
+    for run in runs[1::2]:
+        without(run, "sync_auc")
+    found = compare([tmp_path / "runs"])
+    assert found.contrasts == []
+    assert any("of 10 (nothing to count in their clips), and nothing can be said of it." in line for line in found.doubts)
+    print_comparison(found)
+
+
+def test_other_scores_that_are_not_defined_say_of_how_many_seeds_a_mean_is(tmp_path, capsys):
+    runs = make_runs(tmp_path / "runs", {"dual_tower": 0.9, "unified": 0.4}, seeds=3)
+    without(runs[1], "sync_error_ms")
+    for run in runs[::2]:
+        without(run, "f1@80ms")
+    found = compare([tmp_path / "runs"])
+    assert found.doubts == compare([tmp_path / "runs"]).doubts == []
+    columns, rows = results(found)
+    place = {part["title"].split()[0]: number for number, part in enumerate(columns)}
+    cells = {row["label"]: row["cells"] for row in rows}
+    assert cells["unified"][place["sync_error_ms"]]["small"].endswith("2 of 3 seeds")
+    assert cells["dual_tower"][place["f1@80ms"]]["text"] == "-"
+    assert "seeds" not in cells["dual_tower"][place["sync_error_ms"]]["small"]
+    monkeypatched = Console(width=300)
+    print_comparison(found, monkeypatched)
+    assert "(2 of 3)" in capsys.readouterr().out
+    write_frames(found, tmp_path)
 
 
 def test_a_budget_that_an_override_took_away_is_remembered(tmp_path, capsys):

@@ -168,6 +168,14 @@ def test_figures_say_their_numbers_and_take_the_pages_colours(drawn):
         assert all(mark.startswith(f"{figure.name}-") for mark in marks)  # so that two figures share a page
 
 
+@pytest.mark.parametrize(("value", "exact", "dashed"), [(0.1, True, True), (0.1, False, False), (0.8, True, False)])
+def test_chance_is_drawn_for_any_score_whose_metric_says_where_it_is(tmp_path, value, exact, dashed):
+    scores = {"binding_kappa": {"value": value, "low": value - 0.05, "high": value + 0.05, "n": 64}}
+    said = {"headline": "binding_kappa", "scores": scores, "exact": ["binding_kappa"] if exact else []}
+    runs = [make_run(tmp_path, 0, value, (f"variant={name}",), **said) for name in ("unified", "dual_tower")]
+    assert ("stroke-dasharray" in figures(compare(runs))[0].svg) == dashed
+
+
 def test_what_chance_explains_in_tuning_is_said(drawn):
     found, shown = drawn["study"]
     assert "Nothing stands out of it" not in shown[-1].note

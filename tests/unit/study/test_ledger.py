@@ -354,6 +354,17 @@ def test_whatever_a_block_raises_fails_its_own_slot_and_the_others_go_on(study, 
     assert {type(error).__name__ in run.error for run in result.runs if run.state == "failed" and run.phase == "tuning"} == {True}
 
 
+def test_a_score_that_is_not_defined_fails_its_slot_and_says_so(study, tmp_path):
+    """As whatever is raised does: see above."""
+    worker, folder = Worker(ledger_of(study, tmp_path), print), tmp_path / "unified-gaussian-s0"
+    folder.mkdir()
+    (folder / "record.json").write_text(json.dumps({"schema": 1, "scores": {"cross_modal_use": {"value": None}}}))
+    with pytest.raises(
+        ValueError, match="cross_modal_use is not defined for unified-gaussian-s0: its clips hold nothing to count"
+    ):
+        worker._judged_by(worker.ledger.next(), folder)
+
+
 def test_an_unforeseen_error_leaves_its_traceback_and_an_ended_trial_nothing(tmp_path):
     with pytest.raises(KeyError), runs.failures_written(tmp_path, None):
         {}["video"]

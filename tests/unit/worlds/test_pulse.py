@@ -6,7 +6,7 @@ import torch
 
 from nava_lab.evaluation.floor import floors
 from nava_lab.registry import metrics, worlds
-from nava_lab.worlds.pulses import Decoder, Pulse
+from nava_lab.worlds.pulses import Decoder, Pulse, merge_kinds
 
 # Floors on noisy ground truth as the evaluation protocol gives them, in milliseconds: median, 95th percentile.
 FLOOR = {
@@ -48,11 +48,25 @@ def test_an_injected_offset_is_recovered_with_slope_one():
     assert abs(slope - 1) <= 0.02
 
 
-def test_permuting_events_changes_nothing():
-    world = worlds.get("pulse")()
-    truth = world.truth("test", torch.arange(16))
-    flipped = world.video_pulse.trace(truth.seconds.flip(1), truth.amplitude.flip(1))
-    torch.testing.assert_close(flipped, world.video_pulse.trace(truth.seconds, truth.amplitude))
+def test_the_decoder_finds_the_same_in_whatever_order_events_were_drawn():
+    """And in whatever order kinds are put together; what metrics make of it: tests/contracts/test_worlds.py."""
+    world = worlds.get("pulse")(density=2.0)
+    truth = world.truth("test", torch.arange(64))
+    order = torch.rand(truth.seconds.shape, generator=torch.Generator().manual_seed(0)).argsort(1)
+    found = []
+    for seconds, amplitude in (
+        (truth.seconds, truth.amplitude),
+        (truth.seconds.gather(1, order), truth.amplitude.gather(1, order)),
+    ):
+        trace = world.video_pulse.trace(seconds, amplitude)
+        found.append([Decoder(most=8)(world.video_pulse, part) for part in (trace, 0.8 * trace.roll(1, 0))])
+    (plain, beside), permuted = found
+    for kinds, swap in (([plain, beside], (0, 1)), (permuted, (0, 1)), ([beside, plain], (1, 0))):
+        events, again = merge_kinds([plain, beside]), merge_kinds(kinds)
+        for row in range(64):
+            np.testing.assert_allclose(again.onsets(row), events.onsets(row), atol=1e-9)
+        assert torch.equal((again.real & (again.kind == swap[1])).sum(1), (events.real & (events.kind == 1)).sum(1))
+    assert int(events.real.sum()) > 64
 
 
 @pytest.mark.parametrize("threshold", [0.2, 0.35, 0.5])

@@ -1,11 +1,14 @@
 """The world of speakers, and its metric against hand-worked cases."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from nava_lab.conditioning.timbre import with_references
 from nava_lab.config import load
+from nava_lab.evaluation.floor import turn_floors
 from nava_lab.evaluation.timbre import boundary_errors, leakage, spans_of
 from nava_lab.flow.guidance.algebra import Guidance
 from nava_lab.flow.guidance.base import Call
@@ -99,7 +102,10 @@ def test_references_may_be_missing_and_count_where_they_are_given(missing, share
     metric = metrics.get("timbre")(world)
     metric.update_clips(batch, {name: part.tokens for name, part in batch.streams.items()})
     assert metric.per_clip()["given"].sum() == batch.text.references.valid.sum()
-    assert metric.compute()["timbre_kappa"].value == (0 if missing == 1 else 1)
+    scores = {name: score.value for name, score in metric.compute().items()}
+    about_references = ["timbre_kappa", "timbre_accuracy", "leakage"]
+    assert [name for name in scores if np.isnan(scores[name])] == (about_references if missing == 1 else [])
+    assert missing == 1 or scores["timbre_kappa"] == pytest.approx(1)
 
 
 def test_more_references_than_spans_are_refused():
@@ -123,14 +129,111 @@ def test_span_means_and_leakage_by_hand():
     assert float(leakage(means * 0, voices, torch.tensor([[0, 1]])).sum()) == 0
 
 
+def boundaries_of(loud, start, end):
+    """Of one band of so loud frames of 50 ms, and one span."""
+    bands = torch.tensor(loud, dtype=torch.float64).view(1, -1, 1) * LOUDNESS
+    span = (torch.tensor([[moment]], dtype=torch.float64) for moment in (start, end))
+    return boundary_errors(bands, *span, 20.0)[0].tolist()
+
+
 def test_boundaries_by_hand():
-    # Frames of 100 ms: sound from .22 to .66 s, so frame 2 is filled by .8 and frame 6 by .6.
-    loud = torch.tensor([0, 0, 0.8, 1, 1, 1, 0.6, 0, 0, 0], dtype=torch.float64) * LOUDNESS
-    bands = loud.view(1, -1, 1)
-    assert float(boundary_errors(bands, torch.tensor([[0.25]]), 10.0, rising=True)) == pytest.approx(0.03, abs=1e-6)
-    assert float(boundary_errors(bands, torch.tensor([[0.65]]), 10.0, rising=False)) == pytest.approx(0.01, abs=1e-6)
-    assert float(boundary_errors(bands, torch.tensor([[0.9]]), 10.0, rising=True)) == pytest.approx(0.25, abs=1e-6)
-    assert float(boundary_errors(bands * 0, torch.tensor([[0.25]]), 10.0, rising=True)) == pytest.approx(0.25)
+    # Half of 1 lies between frames 3 (0, centre .175) and 4 (.8), and between frames 9 (1, centre .475) and 10 (.25).
+    loud = np.array([0, 0, 0, 0, 0.8, *[1] * 5, 0.25, 0, 0, 0])
+    found = pytest.approx([0.25 - (0.175 + 0.05 * 0.5 / 0.8), 0.475 + 0.05 * 0.5 / 0.75 - 0.5], abs=1e-9)
+    assert boundaries_of(loud, 0.25, 0.5) == found
+    assert boundaries_of(0.3 * loud, 0.25, 0.5) == found
+    assert boundaries_of(0.1 + 0.9 * loud, 0.25, 0.5) == found  # a hum below it
+    # Silence has no boundaries, nor has a sound without a pause. One that is on when the clip begins, began with it.
+    assert boundaries_of(0.05 * loud, 0.25, 0.5) == boundaries_of([1] * 30, 0.5, 0.8) == [0.25, 0.25]
+    assert boundaries_of([1] * 6 + [0] * 24, 0.1, 0.3) == pytest.approx([0.1, 0])
+
+
+TURNS = {0.0: (0.01, 0.01), 0.03: (0.5, 1.5), 0.1: (1.5, 5.0)}  # by noise: greatest median and 95th percentile, ms
+
+
+def test_the_floor_of_boundaries_is_made_anew():
+    rows = list(turn_floors(worlds.get("speakers")()))
+    assert {row.sigma for row in rows} == set(TURNS)
+    for row in rows:
+        median, tail = TURNS[row.sigma]
+        assert row.median <= median
+        assert row.tail <= tail
+        assert row.miscounted <= 0.01
+
+
+def late(world, index, seconds):
+    """Bands of clips whose sound comes ``seconds`` late, to a part of a frame; and the spans as they were."""
+    script = world.script("test", index)
+    start, end = (script.extra[name] for name in ("span_start", "span_end"))
+    moved = {**script.extra, "span_start": start + seconds, "span_end": end + seconds}
+    return world.shown(dataclasses.replace(script, extra=moved))[1].double(), start, end, world.audio_hz
+
+
+def test_a_shift_of_the_sound_is_recovered_with_slope_one():
+    """Either way, at any part of a frame."""
+    shifts = np.linspace(0.005, 0.14, 10)
+    for sign in (-1, 1):
+        found = [boundary_errors(*late(worlds.get("speakers")(), MANY[:96], sign * by)) for by in shifts]
+        medians = np.array([float(part.median()) for part in found])
+        assert abs(np.polyfit(shifts, medians, 1)[0] - 1) <= 0.02
+        assert np.abs(medians - shifts).max() <= 0.002
+
+
+def blurred(bands, frames):
+    """The running mean."""
+    kernel = torch.ones(1, 1, frames, dtype=bands.dtype) / frames
+    flat = torch.nn.functional.conv1d(bands.mT.flatten(0, 1).unsqueeze(1), kernel, padding=frames // 2)
+    return flat.view(bands.mT.shape).mT
+
+
+@pytest.mark.parametrize("spans", [2, 4])
+def test_no_cliff_where_a_model_is_quieter_blurred_or_noisy(spans):
+    """A span is judged by its own loudness and pause: what a person would still call its beginning is found."""
+    bands, *spoken = late(worlds.get("speakers")(spans=spans), MANY[:128], 0.0)
+
+    def median_ms(changed):
+        return 1000 * float(boundary_errors(changed, *spoken).median())
+
+    assert max(median_ms(bands * scale) for scale in (1.3, 0.9, 0.7, 0.5, 0.4, 0.3)) < 0.1
+    assert all(median_ms(blurred(bands, frames)) < most for frames, most in ((3, 2), (5, 7), (7, 17), (11, 50)))
+    noise = torch.randn(bands.shape, generator=torch.Generator().manual_seed(0), dtype=bands.dtype)
+    assert all(median_ms(bands + sigma * noise) < most for sigma, most in ((0.05, 1), (0.1, 2), (0.15, 3), (0.25, 6)))
+    assert median_ms(bands + 0.1) < 1  # a hum of a quarter of the loudness
+
+
+def test_other_clips_sound_is_at_chance_though_some_of_its_spans_are_silent():
+    """Exactly: each clip with its voices in both orders, so that what is right in one is wrong in the other."""
+    world = worlds.get("speakers")(spans=2)
+    metric = metrics.get("timbre")(world)
+    for first in range(0, 600, 200):
+        batch, other = (world.batch("test", torch.arange(first, first + 200) + by) for by in (0, 10_000))
+        sound = {"video": batch.streams["video"].tokens, "audio": other.streams["audio"].tokens}
+        for turn in (0, 1):
+            extra = {**batch.extra, "voices": batch.extra["voices"].roll(turn, 1)}
+            metric.update_clips(dataclasses.replace(batch, index=2 * batch.index + turn, extra=extra), sound)
+    scores, kept = metric.compute(), metric.per_clip()
+    silent = scores["silent_spans"].value
+    assert 0.02 < silent < 0.05
+    assert scores["timbre_kappa"].value == pytest.approx(0, abs=1e-12)
+    # Were chance 1/K of all spans, it would lie their share below 0.
+    assert 2 * scores["timbre_accuracy"].value - 1 == pytest.approx(-silent)
+    assert kept["heard"].sum() == pytest.approx(kept["given"].sum() * (1 - silent))
+
+
+def test_one_voice_is_nobody_s_merit_and_silence_no_leak():
+    world = worlds.get("speakers")(voices=1)
+    batch = world.batch("test", MANY[:16])
+    for muted in (1, 16):
+        tokens = batch.streams["audio"].tokens.clone()
+        tokens[:muted] = 0
+        metric = metrics.get("timbre")(world)
+        metric.update_clips(batch, {"video": batch.streams["video"].tokens, "audio": tokens})
+        scores = metric.compute()
+        assert scores["timbre_kappa"][:3] == (0, 0, 0)
+        assert scores["timbre_accuracy"].value == pytest.approx(1 - muted / 16)
+    assert np.isnan(scores["leakage"].value)
+    assert scores["silent_spans"].value == 1
+    assert scores["boundary_error_ms"].value == 250
 
 
 def test_true_boundaries_and_leakage_have_a_small_floor():

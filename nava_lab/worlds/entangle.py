@@ -61,7 +61,7 @@ class EntangleWorld(Staged):
 
     @property
     def most(self) -> int:
-        return self.count_range(self.density)[1]
+        return self.counting(self.density).most
 
     @property
     def _numbers(self) -> list[str]:

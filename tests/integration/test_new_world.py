@@ -41,17 +41,16 @@ class ToyEcho(Staged):
 
     @property
     def most(self):
-        return self.count_range(self.density)[1]
+        return self.counting(self.density).most
 
     @property
     def vocabulary(self):
         return ["echo"], 1
 
     def script(self, split, index):
-        fewest, most = self.count_range(self.density)
-        counts = fewest + (uniform(self.seed(split, "clip"), index, 1)[:, 0] * (most - fewest + 1)).long()
-        which = (uniform(self.seed(split, "which"), index, most) * 2).long()
-        seen = replace(self.moments(split, index, counts, most), kind=which)
+        counts = self.counts(uniform(self.seed(split, "clip"), index, 1)[:, 0], self.density)
+        which = (uniform(self.seed(split, "which"), index, self.most) * 2).long()
+        seen = replace(self.moments(split, index, counts, self.most), kind=which)
         heard = replace(seen, seconds=seen.seconds + self.late_s)
         words = self.tokenizer.spelled(["echo"], torch.zeros_like(index)).unsqueeze(-1)
         return Script(seen, heard, words, {"timbre_of": torch.arange(2).expand(len(index), -1)})

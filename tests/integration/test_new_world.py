@@ -1,4 +1,4 @@
-"""A new world is one file: help and the contract tests, its exact scores among them, find it. In a copy of the checkout."""
+"""A new world is one file: help, the contract tests and the suite find it, and no test must be told. In a copy of the checkout."""
 
 import os
 import shutil
@@ -72,6 +72,12 @@ def test_a_world_takes_one_file(tmp_path):
     told = python("-m", "nava_lab", "train", "--help").stdout
     assert "toy_echo           Late sounds." in told
     assert "world.late_s=0.1" in told
-    contracts = python("-m", "pytest", "-p", "no:cacheprovider", "-n", "0", "tests/contracts/test_worlds.py", "-k", "toy")
+    files = ("tests/contracts/test_worlds.py", "tests/golden/test_worlds.py")
+    contracts = python("-m", "pytest", "-p", "no:cacheprovider", "-n", "0", "-rs", *files, "-k", "toy")
     assert contracts.returncode == 0, contracts.stdout
     assert contracts.stdout.count(".") >= 9
+    assert "toy_echo is not one of the house's worlds" in contracts.stdout
+    suite = python("-m", "nava_lab", "suite", "toy_echo", "--clips", "128")
+    assert suite.returncode == 0, suite.stdout + suite.stderr
+    assert "toy_echo             binding_kappa   1.00 [1.00, 1.00]" in suite.stdout
+    assert "not as it should be: none" in suite.stdout

@@ -288,7 +288,9 @@ def test_who_is_told_no_caption_is_told_no_timbre(name, place):
     model, heard = model_of(name, place), case.text.references
     louder = References(heard.features.flip(-1), heard.valid)
     with torch.no_grad():
-        own, other = (replace(case, text=without_text(replace(case.text, references=part), drop))(model) for part in (heard, louder))
+        own, other = (
+            replace(case, text=without_text(replace(case.text, references=part), drop))(model) for part in (heard, louder)
+        )
     for key, part in own.items():
         assert torch.equal(part[0], other[key][0])
         assert not torch.allclose(part[1], other[key][1], atol=1e-9, rtol=0)

@@ -145,7 +145,9 @@ def with_tokenizer_of(folder, path, config):
 
 def test_of_an_encoder_decoder_the_encoder_is_taken(tmp_path, folder, monkeypatch):
     """BART's whole model answers with its decoder's states, which are of the same shape."""
-    sizes = {f"{part}_{name}": value for part in ("encoder", "decoder") for name, value in (("layers", 1), ("attention_heads", 2))}
+    sizes = {
+        f"{part}_{name}": value for part in ("encoder", "decoder") for name, value in (("layers", 1), ("attention_heads", 2))
+    }
     config = transformers.BartConfig(vocab_size=64, d_model=8, encoder_ffn_dim=16, decoder_ffn_dim=16, **sizes)
     path = with_tokenizer_of(folder, tmp_path / "bart", config)
     encoder = FrozenEncoder(str(path), 10)
@@ -160,7 +162,9 @@ def test_of_an_encoder_decoder_the_encoder_is_taken(tmp_path, folder, monkeypatc
 
 
 def test_a_model_that_reads_no_words_is_refused(tmp_path, folder):
-    config = transformers.ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32)
+    config = transformers.ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32
+    )
     path = with_tokenizer_of(folder, tmp_path / "vit", config)
     with pytest.raises(ValueError, match=r"clips.encoder=.*vit \(ViTConfig\) has no encoder that reads words"):
         FrozenEncoder(str(path), 10)(CAPTIONS)

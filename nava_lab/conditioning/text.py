@@ -95,7 +95,9 @@ def without_text(text: Stream, samples: Tensor) -> Stream:
     """The stream with the caption of the chosen samples (``b``, bool) replaced by the null word, its marks with it.
 
     Reference timbres go with the caption, wherever they enter: those in context lose the words that they stand in, and a
-    global mean that stayed would make "no caption" another thing for it than for them. Features of a frozen encoder are replaced by those that it makes of an empty caption, which the stream carries.
+    global mean that stayed would make "no caption" another thing for it than for them.
+
+    Features of a frozen encoder are replaced by those that it makes of an empty caption, which the stream carries.
     """
     references = None if text.references is None else text.references.hidden(samples)
     if text.tokens.is_floating_point():

@@ -4,7 +4,8 @@
     batch       features "b l f" padded with zeros to one length, and which of them are real
 
 The cache lies in the user's cache folder, by encoder (its configuration and weights) and caption; the encoder is loaded only
-where a caption is not there. Of an encoder-decoder the encoder's states are taken, never the decoder's. An empty caption is encoded like any other, and stands where a caption is dropped.
+where a caption is not there. Of an encoder-decoder the encoder's states are taken, never the decoder's. An empty caption is
+encoded like any other, and stands where a caption is dropped.
 
 Shape letters: b batch, l tokens, f features.
 """
@@ -179,8 +180,8 @@ class FrozenEncoder:
             model = model.get_encoder() if hasattr(model, "get_encoder") else None
         if model is None or "input_ids" not in inspect.signature(model.forward).parameters:
             raise ValueError(
-                f"clips.encoder={self.model} ({type(self.config).__name__}) has no encoder that reads words: give one of text, such "
-                "as google/umt5-small"
+                f"clips.encoder={self.model} ({type(self.config).__name__}) has no encoder that reads words: give one that "
+                "does, such as google/umt5-small"
             )
         return model.float().eval().requires_grad_(False)
 

@@ -231,7 +231,7 @@ def _check_timbre(config: Config) -> None:
     if chosen.timbre == "none" and dropout:
         raise ValueError(f"flow.timbre_dropout={dropout:g} drops nothing where conditioning.timbre=none shows nothing")
     if config.flow.text_dropout >= 1 and dropout:
-        raise ValueError(f"flow.timbre_dropout={dropout:g} drops nothing where flow.text_dropout=1 shows no caption and no reference")
+        raise ValueError(f"flow.timbre_dropout={dropout:g} drops nothing where flow.text_dropout=1 shows no reference")
 
 
 def network(config: Config, solution: Solution) -> Denoiser:

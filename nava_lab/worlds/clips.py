@@ -228,8 +228,8 @@ class Clips(World):
             if cut := self.tokenizer.cut(captions):
                 films = sum(caption in cut for caption in captions)
                 warn(
-                    f"{films} of {len(captions)} films have captions longer than world.caption_tokens={self.caption_tokens}, of which "
-                    f"the end is not read, first '{cut[0][:60]}': raise world.caption_tokens"
+                    f"{films} of {len(captions)} films have captions longer than world.caption_tokens={self.caption_tokens}, "
+                    f"of which the end is not read, first '{cut[0][:60]}': raise world.caption_tokens"
                 )
             without = [film.name for film in self.library.films if not self.said.get(film.name)]
             if without:

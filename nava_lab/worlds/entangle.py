@@ -48,6 +48,7 @@ class EntangleWorld(Staged):
     version = "entangle-1"
     metrics = ("sync", "semantics", "entanglement", "events", "loss", "legacy")
     headline = "sync_auc"
+    mastery = ("semantics_kappa",)  # more classes are more to realise, and no other times
     LEVELS = levels(classes=(3, 4, 6))
 
     def __post_init__(self) -> None:

@@ -85,7 +85,8 @@ def counts_of(density: float, duration_s: float, span_s: float, gap: float, besi
         raise ValueError(f"world.density={density} does not fit events {gap} s apart; at most {max(fit, 0) / duration_s:g}")
     if sums[0] < 2:
         raise ValueError(
-            f"world.density={density} is less than one event in {duration_s:g} s, and every clip has one; at least {1 / duration_s:g}"
+            f"world.density={density} is less than one event in {duration_s:g} s, and every clip has one: "
+            f"at least {1 / duration_s:g}"
         )
     ranges = tuple((total - most, most) for total in sums for most in [min(total - 1, fit)])
     return Counts(ranges, both - sums[0] if len(sums) > 1 else 1.0)

@@ -22,6 +22,8 @@ def test_declares_itself(name):
     world = worlds.get(name)()
     assert world.version
     assert all(metric in metrics.names() for metric in world.metrics)
+    exact = {score for metric in world.metrics for score in metrics.get(metric).exact}
+    assert set(world.mastery) <= exact - {world.headline}  # what half of a true clip's score means, chance being 0
     spec = world.interface()
     assert set(spec.modalities) == {"video", "audio"}
 

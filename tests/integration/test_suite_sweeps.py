@@ -137,8 +137,8 @@ def test_a_rung_is_climbed_once(tmp_path, monkeypatch, capsys):
     (row,) = known["rows"]
     assert known["minutes"] == 0.002
     assert row["steps"] >= 1
-    assert row["headline"] == "cross_modal_use"
-    assert "| `gaussian` | easy |" in capsys.readouterr().out
+    assert list(row["found"]) == list(row["truth"]) == ["cross_modal_use"]
+    assert "| `gaussian` | easy | cross_modal_use |" in capsys.readouterr().out
     # A killed one knows its steps and nothing else: they are not counted again.
     (path,) = (tmp_path / "runs/ladder/rungs").glob("*.json")
     path.write_text(json.dumps({name: row[name] for name in ("world", "level", "variant", "minutes", "made_by", "steps")}))
@@ -156,14 +156,16 @@ def test_a_rung_is_climbed_once(tmp_path, monkeypatch, capsys):
 
 
 def climbing(monkeypatch, lows):
-    """A ladder whose rungs score by what ``lows`` says, (world, level, variant) -> the interval's lower end; how it was climbed."""
+    """A ladder whose rungs score by what ``lows`` says, (world, level, variant) -> the interval's lower end, or one for each score
+    of a world with several; how it was climbed."""
     climbed = []
 
     def climb(rung):
         climbed.append((rung.world, rung.level, rung.variant))
-        low = lows.get(climbed[-1], 0.0)
-        found = {"value": low + 0.1, "low": low, "high": low + 0.2}
-        row = {**rung.known(), "steps": 30, "headline": "binding_kappa", "truth": 1.0, "found": found, "wall_s": 1}
+        each = lows.get(climbed[-1], 0.0)
+        each = each if isinstance(each, dict) else {"binding_kappa": each}
+        found = {name: {"value": low + 0.1, "low": low, "high": low + 0.2} for name, low in each.items()}
+        row = {**rung.known(), "steps": 30, "truth": dict.fromkeys(each, 1.0), "found": found, "wall_s": 1}
         ladder.record.write_json(rung.path, row)
         return row
 
@@ -185,7 +187,7 @@ def test_nobody_climbs_past_what_was_not_mastered(tmp_path, monkeypatch, capsys)
     assert table.startswith("Hardest level mastered in 2 CPU minutes of training")
     assert "| `bind` | binding_kappa | medium | none |" in table
     assert "| `clock` | binding_kappa | easy | none |" in table
-    assert "| `bind` | hard | 0.10 [0.00, 0.20], 30 steps |  |" in table
+    assert "| `bind` | hard | binding_kappa | 0.10 [0.00, 0.20], 30 steps |  |" in table
     told = capsys.readouterr()
     assert "[7 of at most 12] bind hard unified: binding_kappa 0.10 [0.00, 0.20], not mastered (30 steps, 1 s)" in told.err
     climbed.clear()
@@ -193,6 +195,20 @@ def test_nobody_climbs_past_what_was_not_mastered(tmp_path, monkeypatch, capsys)
     assert climbed == []
     ladder.main([*words, "--every-level"])
     assert len(climbed) == 12 - 7
+
+
+def test_a_level_of_two_scores_is_mastered_in_both(tmp_path, monkeypatch, capsys):
+    """Timing alone does not master `entangle`, whose levels add classes."""
+    levels = [("entangle", level, "unified") for level in ("easy", "medium")]
+    both = [{"sync_auc": 0.9, "semantics_kappa": kappa} for kappa in (0.7, 0.3)]
+    climbed = climbing(monkeypatch, dict(zip(levels, both, strict=True)))
+    ladder.main(["--worlds", "entangle", "--variants", "unified", "--minutes", "2", "--out", str(tmp_path)])
+    assert climbed == levels
+    table = (tmp_path / "ladder.md").read_text()
+    assert "| `entangle` | sync_auc and semantics_kappa | easy |" in table
+    assert "| `entangle` | medium | semantics_kappa | 0.40 [0.30, 0.50], 30 steps |" in table
+    said = "sync_auc 1.00 [0.90, 1.10], semantics_kappa 0.40 [0.30, 0.50], not mastered"
+    assert said in capsys.readouterr().err
 
 
 def test_the_table_says_what_has_not_been_tried(tmp_path, monkeypatch, capsys):

@@ -88,7 +88,7 @@ def counts_of(density: float, duration_s: float, span_s: float, gap: float, besi
             f"world.density={density} is less than one event in {duration_s:g} s, and every clip has one: "
             f"at least {1 / duration_s:g}"
         )
-    ranges = tuple((total - most, most) for total in sums for most in [min(total - 1, fit)])
+    ranges = tuple((total - min(total - 1, fit), min(total - 1, fit)) for total in sums)
     return Counts(ranges, both - sums[0] if len(sums) > 1 else 1.0)
 
 

@@ -9,11 +9,14 @@ import torch
 from nava_lab.conditioning.text import TextEncoder, without_text
 from nava_lab.conditioning.text_frozen import FrozenEncoder
 from nava_lab.config import ConfigError, load
+from nava_lab.flow.draws import Drawing
 from nava_lab.models.denoiser import Denoiser
 from nava_lab.models.variant import Size
 from nava_lab.registry import variants, worlds
 from nava_lab.streams import joined
 from nava_lab.study.build import parts
+from nava_lab.study.given import Wish
+from nava_lab.study.sample import caption_of
 from tests.unit.worlds.test_clips import SMALL, film
 
 transformers = pytest.importorskip("transformers")
@@ -203,6 +206,10 @@ def test_a_world_of_captioned_clips(folder, films, capsys):
     assert "warning: 3 of 6 films have captions longer than world.caption_tokens=3" in said
     assert "first 'a dog barks': raise world.caption_tokens" in said
     assert short.batch("train", torch.arange(8)).text.valid.sum(1).tolist() == [3] * 8
+    lines = []
+    assert caption_of(Wish({}, {}, prompt="the dog barks"), short, Drawing(), lines.append) == "the dog barks"
+    assert caption_of(Wish({}, {}, prompt="rain falls"), short, Drawing(), lines.append) == "rain falls"
+    assert lines == ["warning: --prompt is longer than world.caption_tokens=3, and its end is not read"]
     table = films / "all.json"
     table.write_text(json.dumps({"film 0.mp4": "the door", "gone.mp4": "a"}), encoding="utf-8")
     other = worlds.get("clips")(caption_files="all.json", **told)

@@ -86,6 +86,7 @@ def test_what_is_done_and_how_long_the_rest_takes(tmp_path, monkeypatch, capsys)
     monkeypatch.chdir(tmp_path)
     wait = type("Wait", (), {"seconds": 90.0})
     monkeypatch.setattr(manipulations, "expect", lambda *_: wait)
+    monkeypatch.setattr(manipulations, "parts", lambda config: None)
     words = ["--plan", "--only", "pulse, audio", "--only", "pulse, video", *SMALL]
     assert manipulations.main(words, lambda *_: pytest.fail("something is trained")) == 0
     said = capsys.readouterr().err.splitlines()

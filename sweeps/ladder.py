@@ -9,9 +9,10 @@
 Held fixed: parameters, seed, batch size, scoring. Varied: family, world, difficulty. A family climbs a world from its easiest
 level and stops at the first that it does not master; all worlds' easiest levels come first (``--every-level`` tries those above
 too). Each run trains for as many steps as fit into its CPU minutes, counted over all cores in a short trial beforehand; scoring
-comes on top. A level is mastered where the headline's interval over clips lies above half of what true clips score. What is known
-is kept rung by rung, so a killed ladder goes on where it was, and several processes may climb in one folder. Writes ladder.json
-and ladder.md.
+comes on top. A level is mastered where the headline's interval over clips lies above half of what true clips score, and so does
+that of what else the world's levels make harder (its ``mastery``: `entangle`'s levels add classes, so what the text says must be
+there as well as in time). What is known is kept rung by rung, so a killed ladder goes on where it was, and several processes may
+climb in one folder. Writes ladder.json and ladder.md.
 """
 
 from __future__ import annotations
@@ -105,9 +106,13 @@ class Rung:
         began = time.monotonic()
         folder = run(load([*self.settings, f"training.steps={row['steps']}"]), tell)
         made = record.read(folder)
-        headline = made["headline"]
-        truth = made["truth"].get(headline, {}).get("value", 1.0)
-        row |= {"headline": headline, "found": made["scores"][headline], "truth": truth, "run": folder.name}
+        asked = (made["headline"], *worlds.get(self.world).mastery)
+        true = {name: made["truth"].get(name, {}).get("value") for name in asked}
+        row |= {
+            "found": {name: made["scores"][name] for name in asked},
+            "truth": {name: 1.0 if value is None else value for name, value in true.items()},
+            "run": folder.name,
+        }
         row["wall_s"] = round(time.monotonic() - began)
         record.write_json(self.path, row)
         return row
@@ -144,8 +149,8 @@ def rounded(steps: float) -> int:
 
 
 def mastered(row: Mapping[str, Any]) -> bool:
-    low = row["found"]["low"]
-    return low is not None and low > MASTERED * row["truth"]
+    """Whether every score that is asked lies above half of what true clips get."""
+    return all(found["low"] is not None and found["low"] > MASTERED * row["truth"][name] for name, found in row["found"].items())
 
 
 def open_rungs(rungs: Sequence[Rung], every_level: bool) -> list[Rung]:
@@ -179,7 +184,8 @@ def climb_all(rungs: Sequence[Rung], every_level: bool) -> None:
             done = sum("found" in other.known() for other in rungs)
             said = "mastered" if mastered(row) else "not mastered"
             place = f"[{done} of at most {len(rungs)}] {rung.world} {rung.level} {rung.variant}"
-            tell(f"{place}: {row['headline']} {interval(row['found'])}, {said} ({row['steps']} steps, {row['wall_s']} s)")
+            scores = ", ".join(f"{name} {interval(found)}" for name, found in row["found"].items())
+            tell(f"{place}: {scores}, {said} ({row['steps']} steps, {row['wall_s']} s)")
             break
         else:
             time.sleep(IDLE_S)
@@ -218,16 +224,16 @@ def tables(rungs: Sequence[Rung]) -> str:
     families = list(dict.fromkeys(rung.variant for rung in rungs))
     levels = [level for level in DIFFICULTIES if any(rung.level == level for rung in rungs)]
     first = ["| world | score | " + " | ".join(families) + " |", "|---|---|" + "---|" * len(families)]
-    second = ["| world | level | " + " | ".join(families) + " |", "|---|---|" + "---|" * len(families)]
+    second = ["| world | level | score | " + " | ".join(families) + " |", "|---|---|---|" + "---|" * len(families)]
     for world in named:
-        headline = next(row["headline"] for (name, _, _), row in rows.items() if name == world)
+        scores = list(next(row["found"] for (name, _, _), row in rows.items() if name == world))
         cells = (hardest([rows.get((world, level, family)) for level in levels], levels) for family in families)
-        first.append(f"| `{world}` | {headline} | " + " | ".join(cells) + " |")
-        for level in levels:
+        first.append(f"| `{world}` | {' and '.join(scores)} | " + " | ".join(cells) + " |")
+        for level, score in itertools.product(levels, scores):
             if any((world, level, family) in rows for family in families):
                 found = (rows.get((world, level, family)) for family in families)
-                shown = ("" if row is None else f"{interval(row['found'])}, {row['steps']} steps" for row in found)
-                second.append(f"| `{world}` | {level} | " + " | ".join(shown) + " |")
+                shown = ("" if row is None else f"{interval(row['found'][score])}, {row['steps']} steps" for row in found)
+                second.append(f"| `{world}` | {level} | {score} | " + " | ".join(shown) + " |")
     minutes = rungs[0].minutes
     title = f"Hardest level mastered in {minutes:g} CPU minute{'s' * (minutes != 1)} of training, one seed:"
     beside = "The scores behind it, with 95 % intervals over clips; what is empty was not tried:"

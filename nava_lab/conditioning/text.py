@@ -94,8 +94,12 @@ def text_stream(ids: Tensor) -> Stream:
 def without_text(text: Stream, samples: Tensor) -> Stream:
     """The stream with the caption of the chosen samples (``b``, bool) replaced by the null word, its marks with it.
 
+    Reference timbres go with the caption, wherever they enter: those in context lose the words that they stand in, and a
+    global mean that stayed would make "no caption" another thing for it than for them.
+
     Features of a frozen encoder are replaced by those that it makes of an empty caption, which the stream carries.
     """
+    references = None if text.references is None else text.references.hidden(samples)
     if text.tokens.is_floating_point():
         if text.empty is None:
             raise TypeError("features of captions without those of an empty caption (Stream.empty) cannot be dropped")
@@ -103,12 +107,12 @@ def without_text(text: Stream, samples: Tensor) -> Stream:
         tokens = torch.where(chosen.unsqueeze(-1), text.empty.tokens.to(text.tokens), text.tokens)
         valid = torch.where(chosen, _real(text.empty), _real(text))
         span = None if text.span is None else text.span.masked_fill(chosen, -1)
-        return replace(text, tokens=tokens, valid=valid, span=span)
+        return replace(text, tokens=tokens, valid=valid, span=span, references=references)
     null = torch.full_like(text.tokens, PAD)
     null[:, 0] = NULL
     ids = torch.where(samples.unsqueeze(-1), null, text.tokens)
     span = None if text.span is None else text.span.masked_fill(samples.unsqueeze(-1), -1)
-    return Stream(ids, text.positions, ids != PAD, None, span, text.references)
+    return Stream(ids, text.positions, ids != PAD, None, span, references)
 
 
 def _real(text: Stream) -> Tensor:

@@ -4,7 +4,8 @@
     batch       features "b l f" padded with zeros to one length, and which of them are real
 
 The cache lies in the user's cache folder, by encoder (its configuration and weights) and caption; the encoder is loaded only
-where a caption is not there. An empty caption is encoded like any other, and stands where a caption is dropped.
+where a caption is not there. Of an encoder-decoder the encoder's states are taken, never the decoder's. An empty caption is
+encoded like any other, and stands where a caption is dropped.
 
 Shape letters: b batch, l tokens, f features.
 """
@@ -12,6 +13,7 @@ Shape letters: b batch, l tokens, f features.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import secrets
@@ -50,7 +52,7 @@ class FrozenEncoder:
 
     Attributes:
         model: a folder that ``save_pretrained`` wrote (model and tokenizer), or a name on the Hugging Face hub.
-        length: most tokens of a caption; a longer one is cut.
+        length: most tokens of a caption; a longer one is cut, and ``cut`` counts them.
     """
 
     model: str
@@ -82,6 +84,8 @@ class FrozenEncoder:
         """A hash of the configuration and of what can be told of the weights without loading them."""
         told = json.dumps(self.config.to_dict(), sort_keys=True, default=str)
         parts = [told, str(self.length), getattr(self.config, "_commit_hash", None) or ""]
+        if self._is_half:
+            parts.append("encoder")  # what was once kept of such a model were its decoder's states
         folder = Path(self.model)
         if folder.is_dir():
             files = sorted({file for pattern in (*WEIGHTS, "*token*") for file in folder.glob(pattern)})
@@ -104,8 +108,15 @@ class FrozenEncoder:
         tokenizer, model = self._load("AutoTokenizer"), self._encoder()
         for start in range(0, len(missing), BATCH):
             some = missing[start : start + BATCH]
-            for caption, features in zip(some, _encoded(tokenizer, model, some, self.length), strict=True):
-                self._keep(caption, features)
+            tokens = tokenizer(some, return_token_type_ids=False)["input_ids"]
+            for caption, features, whole in zip(some, _encoded(tokenizer, model, some, self.length), tokens, strict=True):
+                self._keep(caption, features, len(whole))
+
+    def cut(self, captions: Sequence[str]) -> list[str]:
+        """Those of the captions, each once, that have more than ``length`` tokens: what comes after is not read."""
+        self.prepare(captions)
+        known = {caption: self._kept(caption) for caption in dict.fromkeys(captions)}
+        return [caption for caption, kept in known.items() if kept is not None and kept[1] > self.length]
 
     def __call__(self, captions: Sequence[str]) -> Stream:
         """Captions of different lengths as one padded stream of features."""
@@ -115,42 +126,64 @@ class FrozenEncoder:
         return Stream(found.tokens, found.positions, found.valid, empty=empty)
 
     def _padded(self, captions: Sequence[str]) -> Stream:
-        rows = [self._kept(caption) for caption in captions]
-        tokens = torch.zeros(len(rows), self.length, self.features)
-        valid = torch.zeros(len(rows), self.length, dtype=torch.bool)
-        for number, row in enumerate(rows):
-            assert row is not None
+        kept = [self._kept(caption) for caption in captions]
+        tokens = torch.zeros(len(kept), self.length, self.features)
+        valid = torch.zeros(len(kept), self.length, dtype=torch.bool)
+        for number, known in enumerate(kept):
+            assert known is not None
+            row, _ = known
             tokens[number, : len(row)], valid[number, : len(row)] = row, True
         return Stream(tokens, text_positions(self.length), valid)
 
     def _path(self, caption: str) -> Path:
         return self.folder / f"{hashlib.sha256(caption.encode()).hexdigest()[:32]}.safetensors"
 
-    def _kept(self, caption: str) -> Float[Tensor, "l f"] | None:
-        """A caption's features from memory or disk; None where they are not there, or broken."""
-        memory: dict[str, Tensor] = self.__dict__.setdefault("_memory", {})
+    def _kept(self, caption: str) -> tuple[Float[Tensor, "l f"], int] | None:
+        """A caption's features and its number of tokens uncut, from memory or disk; None where they are not there, or broken."""
+        memory: dict[str, tuple[Tensor, int]] = self.__dict__.setdefault("_memory", {})
         if caption not in memory:
             try:
-                memory[caption] = load_file(self._path(caption))["features"]
+                found = load_file(self._path(caption))
+                memory[caption] = found["features"], int(found["tokens"])
             except (OSError, SafetensorError, KeyError):
                 return None
         return memory[caption]
 
-    def _keep(self, caption: str, features: Float[Tensor, "l f"]) -> None:
+    def _keep(self, caption: str, features: Float[Tensor, "l f"], tokens: int) -> None:
         path = self._path(caption)
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{secrets.token_hex(8)}.tmp")
         try:
-            save_file({"features": features.contiguous()}, draft)
+            save_file({"features": features.contiguous(), "tokens": torch.tensor(tokens)}, draft)
             os.replace(draft, path)
         finally:
             draft.unlink(missing_ok=True)
 
+    @property
+    def _mapped(self) -> bool:
+        """Whether the library itself says which model of this kind encodes text (T5, UMT5, CLIP's text half)."""
+        return type(self.config) in transformers().MODEL_FOR_TEXT_ENCODING_MAPPING
+
+    @property
+    def _is_half(self) -> bool:
+        """Whether it is the encoder within an encoder-decoder of which the library does not say that, such as BART."""
+        return bool(getattr(self.config, "is_encoder_decoder", False)) and not self._mapped
+
     def _encoder(self) -> Any:
-        """The encoder half of an encoder-decoder such as T5, or the whole of an encoder such as BERT."""
-        library = transformers()
-        mapped = type(self.config) in library.MODEL_FOR_TEXT_ENCODING_MAPPING
-        return self._load("AutoModelForTextEncoding" if mapped else "AutoModel").float().eval().requires_grad_(False)
+        """The encoder half of an encoder-decoder, or the whole of an encoder such as BERT.
+
+        Raises:
+            ValueError: it has no encoder that reads words.
+        """
+        model = self._load("AutoModelForTextEncoding" if self._mapped else "AutoModel")
+        if self._is_half:
+            model = model.get_encoder() if hasattr(model, "get_encoder") else None
+        if model is None or "input_ids" not in inspect.signature(model.forward).parameters:
+            raise ValueError(
+                f"clips.encoder={self.model} ({type(self.config).__name__}) has no encoder that reads words: give one that "
+                "does, such as google/umt5-small"
+            )
+        return model.float().eval().requires_grad_(False)
 
     def _load(self, kind: str) -> Any:
         try:

@@ -5,7 +5,7 @@ i-th span; a span without a reference gets a learned null token. What is overwri
 with it, and attention that reads text as a bag of words then cannot tell one mark from another: only its mask
 (``conditioning.timbre_in_span``) or positions in the sequence can. Added to the word instead of overwriting it, a timbre keeps
 word and place. Globally, the mean of a sample's references is added to every generated token, wherever it lies: what binding to
-spans is compared with.
+spans is compared with. Who is shown no caption is shown no reference, in any of these places (``text.without_text``).
 
 Shape letters: b batch, k references, f features of one, l words, w width.
 """

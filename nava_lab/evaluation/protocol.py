@@ -111,7 +111,7 @@ def feed(chosen: Sequence[WorldMetric], world: World, batch: Batch, streams: Map
 
 
 def untold(batch: Batch) -> Stream:
-    """No caption for anybody."""
+    """No caption for anybody, and no reference timbre."""
     return without_text(batch.text, torch.ones(len(batch), dtype=torch.bool, device=batch.index.device))
 
 

@@ -31,12 +31,12 @@ class Draws:
         levels: noise level per modality, ``b``, or ``b n`` where some tokens may be clean; one and the same tensor where
             modalities share it.
         noise: standard normal, per modality, shaped as its tokens.
-        drop_text: ``b``, samples that are shown no caption.
+        drop_text: ``b``, samples that are shown no caption, and no reference timbre with it.
         cut: ``b``, samples in which attention between modalities is cut; None where that never happens.
         clean: ``b`` or ``b n`` per modality, what is given at level 0; only modalities where that may happen.
         given: ``b`` per way of giving that may happen, the samples in which it does: ``modality_given``,
             ``first_step_<modality>``, ``continuation``.
-        drop_timbre: ``b``, samples that are shown no reference timbre; None where that never happens.
+        drop_timbre: ``b``, samples that are shown no reference timbre, whatever their caption; None where that never happens.
     """
 
     levels: Mapping[str, Tensor]
@@ -85,13 +85,13 @@ class Drawing:
         levels: the law of the noise level.
         coupling: "shared" gives all modalities of a sample one level; "independent" gives each its own; "one_clean" gives one
             modality, any with equal chance, clean, and the others one level.
-        text_dropout: share of samples shown no caption.
+        text_dropout: share of samples shown no caption, and no reference timbre with it.
         modality_dropout: share of samples in which attention between modalities is cut; 1 trains the cut control.
         shifts: level shift of single modalities, in place of the law's own.
         modality_given: share of samples in which one modality, any with equal chance, is clean.
         first_step: share of samples in which a modality's first step in time (a first frame) is clean.
         continuation: share of samples in which the beginning of every modality, up to a moment anywhere in the clip, is clean.
-        timbre_dropout: share of samples shown no reference timbre.
+        timbre_dropout: share of samples, with a caption or without, shown no reference timbre.
     """
 
     levels: LevelLaw = field(default_factory=LogitNormal)

@@ -230,6 +230,8 @@ def _check_timbre(config: Config) -> None:
         raise ValueError(f"conditioning.timbre_in_span=true needs conditioning.timbre=context or added, not {chosen.timbre}")
     if chosen.timbre == "none" and dropout:
         raise ValueError(f"flow.timbre_dropout={dropout:g} drops nothing where conditioning.timbre=none shows nothing")
+    if config.flow.text_dropout >= 1 and dropout:
+        raise ValueError(f"flow.timbre_dropout={dropout:g} drops nothing where flow.text_dropout=1 shows no reference")
 
 
 def network(config: Config, solution: Solution) -> Denoiser:

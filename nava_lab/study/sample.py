@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from nava_lab.conditioning.text_frozen import FrozenEncoder
 from nava_lab.conditioning.timbre import carried
 from nava_lab.config import Config
 from nava_lab.evaluation.previews import write_previews
@@ -109,6 +110,8 @@ def caption_of(wish: Wish, world: World, drawing: Drawing, tell: Callable[[str],
         if drawing.text_dropout >= 1:
             raise ValueError("--prompt: captions were never trained; train with flow.text_dropout below 1")
         encode([wish.prompt])
+        if isinstance(encode, FrozenEncoder) and encode.cut([wish.prompt]):
+            tell(f"warning: --prompt is longer than world.caption_tokens={encode.length}, and its end is not read")
         return wish.prompt
     if encode is not None and drawing.text_dropout >= 1:
         return ""  # captions were never trained

@@ -97,6 +97,8 @@ class World:
         version: changes whenever the generator's output does.
         metrics: registered metrics that this world's models are scored by.
         SHORTCUTS: further config keys by which a field may be set, such as ``{"clips.path": "path"}``.
+        mastery: scores that must be as good as the headline for a level to count as mastered, where the headline does not see all
+            that the levels make harder.
         LEVELS: what ``difficulty=easy|medium|hard`` sets its fields to; every level names the same fields.
         given: modalities that the suite also tries given clean.
         paired: whether picture and sound of a true clip belong together beyond what the text says.
@@ -106,6 +108,7 @@ class World:
     version: ClassVar[str] = ""
     metrics: ClassVar[tuple[str, ...]] = ()
     headline: ClassVar[str] = ""
+    mastery: ClassVar[tuple[str, ...]] = ()
     SHORTCUTS: ClassVar[Mapping[str, str]] = {}
     LEVELS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     given: ClassVar[tuple[str, ...]] = ()

@@ -52,7 +52,7 @@ class BindWorld(Staged):
 
     @property
     def most(self) -> int:
-        return self.count_range(self.density)[1]
+        return self.counting(self.density).most
 
     @property
     def vocabulary(self) -> tuple[Sequence[str], int]:

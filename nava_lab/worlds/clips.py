@@ -224,7 +224,13 @@ class Clips(World):
         """Decode what the cache lacks, name what is skipped, and deal the windows."""
         _ = self.windows
         if self.tokenizer is not None:
-            self.tokenizer.prepare([self._caption(number) for number in range(len(self.library.films))])
+            captions = [self._caption(number) for number in range(len(self.library.films))]
+            if cut := self.tokenizer.cut(captions):
+                films = sum(caption in cut for caption in captions)
+                warn(
+                    f"{films} of {len(captions)} films have captions longer than world.caption_tokens={self.caption_tokens}, "
+                    f"of which the end is not read, first '{cut[0][:60]}': raise world.caption_tokens"
+                )
             without = [film.name for film in self.library.films if not self.said.get(film.name)]
             if without:
                 of = f"{len(without)} of {len(self.library.films)}"

@@ -51,7 +51,7 @@ class ClockWorld(Staged):
 
     @property
     def most(self) -> int:
-        return self.count_range(self.density)[1]
+        return self.counting(self.density).most
 
     @property
     def bins(self) -> list[str]:

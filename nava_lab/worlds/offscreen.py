@@ -57,7 +57,7 @@ class OffscreenWorld(Staged):
 
     @property
     def most(self) -> int:
-        return self.count_range(self.density, self.distractors)[1] + self.distractors
+        return self.counting(self.density, self.distractors).most + self.distractors
 
     @property
     def vocabulary(self) -> tuple[Sequence[str], int]:

@@ -30,7 +30,7 @@ class PulseWorld(Staged):
 
     Attributes:
         density: mean events per second; a clip has 1 to ``2 density duration_s - 1`` of them, equally likely (from more than
-            1 on where so many would not fit).
+            1 on where so many would not fit; up to the whole numbers about that, in shares of the clips, where it is none).
         classes: kinds of object, each with its colour, place and timbre (at most 8).
     """
 
@@ -45,7 +45,7 @@ class PulseWorld(Staged):
 
     @property
     def most(self) -> int:
-        return self.count_range(self.density)[1]
+        return self.counting(self.density).most
 
     @property
     def vocabulary(self) -> tuple[Sequence[str], int]:

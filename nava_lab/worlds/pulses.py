@@ -8,10 +8,11 @@ Shape letters: b batch, k events, t frames of a trace, g grid of candidate onset
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from nava_lab.rng import uniform
@@ -32,10 +33,40 @@ def draw_onsets(
     return onsets.masked_fill(~real, 0.0), real
 
 
-def count_range(density: float, duration_s: float, span_s: float, gap: float, beside: int = 0) -> tuple[int, int]:
-    """Fewest and most events of a clip, equally likely, for a mean of ``density duration_s``.
+@dataclass(frozen=True)
+class Counts:
+    """How many events clips have: of each range any number equally likely.
 
-    From 1 up where that leaves room; a denser clip than the gaps allow in this way begins higher.
+    Attributes:
+        ranges: fewest and most events; one range, or two neighbouring ones whose mix has the mean that neither has.
+        denser: the share of clips that draw from the last range.
+    """
+
+    ranges: tuple[tuple[int, int], ...]
+    denser: float = 1.0
+
+    @property
+    def most(self) -> int:
+        """Events of the fullest clip."""
+        return self.ranges[-1][1]
+
+    def __call__(self, draw: Float[Tensor, " b"]) -> Int[Tensor, " b"]:
+        """Each clip's number of events from a uniform draw, whose lower part is of the first range."""
+        apart = 1 - self.denser
+        last = _within(self.ranges[-1], (draw - apart) / self.denser)
+        return last if len(self.ranges) == 1 else torch.where(draw < apart, _within(self.ranges[0], draw / apart), last)
+
+
+def _within(ends: tuple[int, int], draw: Tensor) -> Tensor:
+    fewest, most = ends
+    return (fewest + (draw * (most - fewest + 1)).long()).clamp(fewest, most)
+
+
+def counts_of(density: float, duration_s: float, span_s: float, gap: float, beside: int = 0) -> Counts:
+    """Numbers of events whose mean is ``density duration_s``, from 1 up where that leaves room.
+
+    A range has half the sum of its ends for a mean, so a density for which ``2 density duration_s`` is no whole number takes
+    two ranges, whose sums are the whole numbers about it. A denser clip than the gaps allow from 1 up begins higher.
 
     Args:
         density: mean events per second.
@@ -44,15 +75,21 @@ def count_range(density: float, duration_s: float, span_s: float, gap: float, be
         gap: least seconds between onsets.
         beside: further events that must fit in.
     """
-    if not density > 0:
-        raise ValueError(f"world.density={density} must be positive")
+    if not 0 < density < math.inf:
+        raise ValueError(f"world.density={density} must be positive and finite")
     fit = int(1 + span_s / gap + 1e-9) - beside
-    both = round(2 * density * duration_s)
-    most = min(max(1, both - 1), fit)
-    fewest = max(1, both - most)
-    if fewest > most:
+    both = 2 * density * duration_s
+    whole = round(both)
+    sums = (whole,) if abs(both - whole) < 1e-9 * both else (math.floor(both), math.floor(both) + 1)
+    if sums[-1] > 2 * fit:
         raise ValueError(f"world.density={density} does not fit events {gap} s apart; at most {max(fit, 0) / duration_s:g}")
-    return fewest, most
+    if sums[0] < 2:
+        raise ValueError(
+            f"world.density={density} is less than one event in {duration_s:g} s, and every clip has one: "
+            f"at least {1 / duration_s:g}"
+        )
+    ranges = tuple((total - min(total - 1, fit), min(total - 1, fit)) for total in sums)
+    return Counts(ranges, both - sums[0] if len(sums) > 1 else 1.0)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from nava_lab.conditioning.text import WordTokenizer, text_stream
 from nava_lab.rng import uniform
 from nava_lab.streams import Batch, Interface, ModalitySpec, Stream, time_positions
 from nava_lab.worlds.base import Clip, Events, Mark, World, positive, whole
-from nava_lab.worlds.pulses import Decoder, Pulse, count_range, draw_onsets, merge_kinds
+from nava_lab.worlds.pulses import Counts, Decoder, Pulse, counts_of, draw_onsets, merge_kinds
 from nava_lab.worlds.scene import COLOURS, Scene, sonify
 
 VIDEO_DECAY, AUDIO_DECAY = 0.150, 0.080  # seconds
@@ -107,14 +107,13 @@ class Staged(World):
 
     # Drawing
 
-    def count_range(self, density: float, beside: int = 0) -> tuple[int, int]:
-        """Fewest and most events of a clip with so many per second; ``beside``: further ones that must fit in."""
-        return count_range(density, self.duration_s, self.duration_s - sum(MARGIN), GAP, beside)
+    def counting(self, density: float, beside: int = 0) -> Counts:
+        """How many events clips have with so many per second; ``beside``: further ones that must fit in."""
+        return counts_of(density, self.duration_s, self.duration_s - sum(MARGIN), GAP, beside)
 
     def counts(self, draw: Float[Tensor, " b"], density: float, beside: int = 0) -> Int[Tensor, " b"]:
-        """Each clip's number of events, any of ``count_range`` equally likely, from a uniform draw."""
-        fewest, most = self.count_range(density, beside)
-        return fewest + (draw * (most - fewest + 1)).long()
+        """Each clip's number of events from a uniform draw."""
+        return self.counting(density, beside)(draw)
 
     def moments(self, split: str, index: Tensor, counts: Tensor, most: int, what: str = "") -> Events:
         """Events of kind 0 at latent moments, with amplitudes of .7 to 1; ``what`` tells apart several such draws."""

@@ -15,6 +15,7 @@ from nava_lab.evaluation.suite import exact_scores
 from nava_lab.registry import metrics, worlds
 from nava_lab.study.run import declared
 from nava_lab.worlds.base import DIFFICULTIES, SPLITS, Events
+from tests.knobs import look, other_knobs
 
 PROCEDURAL = [name for name in worlds if not worlds.get(name).SHORTCUTS]
 
@@ -24,6 +25,8 @@ def test_declares_itself(name):
     world = worlds.get(name)()
     assert world.version
     assert all(metric in metrics.names() for metric in world.metrics)
+    exact = {score for metric in world.metrics for score in metrics.get(metric).exact}
+    assert set(world.mastery) <= exact - {world.headline}  # what half of a true clip's score means, chance being 0
     spec = world.interface()
     assert set(spec.modalities) == {"video", "audio"}
 
@@ -62,41 +65,6 @@ def test_positions_are_seconds_at_token_centres(name):
         torch.testing.assert_close(seconds.diff(), torch.full((len(seconds) - 1,), spec.seconds))
 
 
-OTHER = {
-    "video_patch": 8,
-    "audio_patch": 2,
-    "size": 32,
-    "classes": 3,
-    "bands": 8,
-    "channels": 4,
-    "duration_s": 4.0,
-    "density": 0.75,
-    "objects": 2,
-    "rho": 0.5,
-    "p_off": 0.9,
-    "spans": 3,
-    "missing": 0.5,
-}
-
-
-def perturbed(value):
-    """Another value of a knob, for those that OTHER does not name."""
-    if isinstance(value, bool):
-        return not value
-    return value[:-1] if isinstance(value, list) else value * 2
-
-
-def look(world):
-    """Everything that a model is shown."""
-    batch = world.batch("train", torch.arange(16))
-    streams = [*batch.streams.values(), batch.text]
-    shown = [part for stream in streams for part in (stream.tokens, stream.positions, stream.span)]
-    references = batch.text.references if hasattr(batch.text, "references") else None
-    if references is not None:
-        shown += [references.features, references.valid]
-    return shown
-
-
 def same(a, b):
     return a is b or (a is not None and b is not None and a.shape == b.shape and torch.equal(a, b))
 
@@ -105,11 +73,10 @@ def same(a, b):
 def test_every_knob_changes_the_data(name):
     base = worlds.get(name)()
     before = look(base)
-    for field in dataclasses.fields(base):
-        value = OTHER.get(field.name, perturbed(getattr(base, field.name)))
-        assert value != getattr(base, field.name)
-        after = look(dataclasses.replace(base, **{field.name: value}))
-        assert not all(same(a, b) for a, b in zip(before, after, strict=True)), field.name
+    for knob, value in other_knobs(base).items():
+        assert value != getattr(base, knob)
+        after = look(dataclasses.replace(base, **{knob: value}))
+        assert not all(same(before[part], after[part]) for part in before), knob
 
 
 @pytest.mark.parametrize("name", PROCEDURAL)

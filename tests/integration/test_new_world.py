@@ -1,4 +1,4 @@
-"""A new world is one file: help and the contract tests, its exact scores among them, find it. In a copy of the checkout."""
+"""A new world is one file: help, the contract tests and the suite find it, and no test must be told. In a copy of the checkout."""
 
 import os
 import shutil
@@ -41,17 +41,16 @@ class ToyEcho(Staged):
 
     @property
     def most(self):
-        return self.count_range(self.density)[1]
+        return self.counting(self.density).most
 
     @property
     def vocabulary(self):
         return ["echo"], 1
 
     def script(self, split, index):
-        fewest, most = self.count_range(self.density)
-        counts = fewest + (uniform(self.seed(split, "clip"), index, 1)[:, 0] * (most - fewest + 1)).long()
-        which = (uniform(self.seed(split, "which"), index, most) * 2).long()
-        seen = replace(self.moments(split, index, counts, most), kind=which)
+        counts = self.counts(uniform(self.seed(split, "clip"), index, 1)[:, 0], self.density)
+        which = (uniform(self.seed(split, "which"), index, self.most) * 2).long()
+        seen = replace(self.moments(split, index, counts, self.most), kind=which)
         heard = replace(seen, seconds=seen.seconds + self.late_s)
         words = self.tokenizer.spelled(["echo"], torch.zeros_like(index)).unsqueeze(-1)
         return Script(seen, heard, words, {"timbre_of": torch.arange(2).expand(len(index), -1)})
@@ -73,6 +72,12 @@ def test_a_world_takes_one_file(tmp_path):
     told = python("-m", "nava_lab", "train", "--help").stdout
     assert "toy_echo           Late sounds." in told
     assert "world.late_s=0.1" in told
-    contracts = python("-m", "pytest", "-p", "no:cacheprovider", "-n", "0", "tests/contracts/test_worlds.py", "-k", "toy")
+    files = ("tests/contracts/test_worlds.py", "tests/golden/test_worlds.py")
+    contracts = python("-m", "pytest", "-p", "no:cacheprovider", "-n", "0", "-rs", *files, "-k", "toy")
     assert contracts.returncode == 0, contracts.stdout
     assert contracts.stdout.count(".") >= 9
+    assert "toy_echo is not one of the house's worlds" in contracts.stdout
+    suite = python("-m", "nava_lab", "suite", "toy_echo", "--clips", "128")
+    assert suite.returncode == 0, suite.stdout + suite.stderr
+    assert "toy_echo             binding_kappa   1.00 [1.00, 1.00]" in suite.stdout
+    assert "not as it should be: none" in suite.stdout

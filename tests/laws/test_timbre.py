@@ -268,12 +268,41 @@ def test_more_references_than_marked_spans_are_refused():
         with_references(replace(one, span=None), fits)
 
 
-def test_dropping_the_caption_drops_its_marks_and_keeps_the_references():
+def test_dropping_the_caption_drops_its_marks_and_hides_the_references():
     case = example_case()
     dropped = without_text(case.text, torch.tensor([True, False]))
     assert (dropped.span[0] == -1).all()
     assert torch.equal(dropped.span[1], case.text.span[1])
-    assert dropped.references is case.text.references
+    assert torch.equal(dropped.references.valid, case.text.references.valid & torch.tensor([[False], [True]]))
+    features = torch.zeros(2, 3, 4, dtype=torch.float64)
+    empty = replace(case.text, tokens=features[:1], valid=torch.ones(1, 3, dtype=torch.bool), span=None, references=None)
+    frozen = without_text(replace(case.text, tokens=features, empty=empty), torch.tensor([True, False]))
+    assert torch.equal(frozen.references.valid, dropped.references.valid)
+
+
+@every_variant
+@every_place
+def test_who_is_told_no_caption_is_told_no_timbre(name, place):
+    """In every place alike, so that text guidance and ``flow.text_dropout`` are the same thing whichever is compared."""
+    case, drop = example_case(), torch.tensor([True, False])
+    model, heard = model_of(name, place), case.text.references
+    louder = References(heard.features.flip(-1), heard.valid)
+    with torch.no_grad():
+        own, other = (
+            replace(case, text=without_text(replace(case.text, references=part), drop))(model) for part in (heard, louder)
+        )
+    for key, part in own.items():
+        assert torch.equal(part[0], other[key][0])
+        assert not torch.allclose(part[1], other[key][1], atol=1e-9, rtol=0)
+
+
+@every_variant
+def test_a_global_timbre_that_outlives_its_caption_is_noticed(name):
+    def kept(text, samples):
+        return replace(without_text(text, samples), references=text.references)
+
+    with mock.patch(f"{__name__}.without_text", kept), pytest.raises(AssertionError):
+        test_who_is_told_no_caption_is_told_no_timbre(name, "global")
 
 
 def test_the_drop_rate_is_exact_at_batch_size_one_and_in_any_split():

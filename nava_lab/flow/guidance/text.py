@@ -18,7 +18,7 @@ from nava_lab.streams import TextSpec
 @guidance.register("text")
 @dataclass(frozen=True)
 class Text(Term):
-    """Away from no caption (Ho & Salimans 2022).
+    """Away from no caption (Ho & Salimans 2022), and so from no reference timbre.
 
     Attributes:
         scale: one number, or one per modality; 1 is off.

@@ -39,4 +39,6 @@ class Timbre(Term):
             return "samples without reference timbres were never trained; train with flow.timbre_dropout=0.1, say"
         if drawing.timbre_dropout >= 1:
             return "reference timbres were never trained; train with flow.timbre_dropout below 1"
+        if drawing.text_dropout >= 1:  # whoever is shown no caption is shown no reference
+            return "reference timbres were never trained; train with flow.text_dropout below 1"
         return ""

@@ -9,11 +9,14 @@ import torch
 from nava_lab.conditioning.text import TextEncoder, without_text
 from nava_lab.conditioning.text_frozen import FrozenEncoder
 from nava_lab.config import ConfigError, load
+from nava_lab.flow.draws import Drawing
 from nava_lab.models.denoiser import Denoiser
 from nava_lab.models.variant import Size
 from nava_lab.registry import variants, worlds
 from nava_lab.streams import joined
 from nava_lab.study.build import parts
+from nava_lab.study.given import Wish
+from nava_lab.study.sample import caption_of
 from tests.unit.worlds.test_clips import SMALL, film
 
 transformers = pytest.importorskip("transformers")
@@ -133,6 +136,49 @@ def test_an_encoder_alone_is_encoded_whole(tmp_path, folder):
     assert encoder(CAPTIONS).valid.sum(1).tolist() == [6, 3, 1]
 
 
+def with_tokenizer_of(folder, path, config):
+    """A model of another kind with the words of ``folder``."""
+    import shutil
+
+    shutil.copytree(folder, path, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    torch.manual_seed(0)
+    transformers.AutoModel.from_config(config).save_pretrained(path)
+    return path
+
+
+def test_of_an_encoder_decoder_the_encoder_is_taken(tmp_path, folder, monkeypatch):
+    """BART's whole model answers with its decoder's states, which are of the same shape."""
+    sizes = {
+        f"{part}_{name}": value for part in ("encoder", "decoder") for name, value in (("layers", 1), ("attention_heads", 2))
+    }
+    config = transformers.BartConfig(vocab_size=64, d_model=8, encoder_ffn_dim=16, decoder_ffn_dim=16, **sizes)
+    path = with_tokenizer_of(folder, tmp_path / "bart", config)
+    encoder = FrozenEncoder(str(path), 10)
+    text = encoder(CAPTIONS)
+    tokenizer, model = transformers.AutoTokenizer.from_pretrained(path), transformers.AutoModel.from_pretrained(path).eval()
+    words = tokenizer(CAPTIONS[:1], return_tensors="pt", return_token_type_ids=False)
+    torch.testing.assert_close(text.tokens[0, :7], model.get_encoder()(**words).last_hidden_state[0], atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(text.tokens[0, :7], model(**words).last_hidden_state[0], atol=1e-2)
+    own = encoder.identity  # its decoder's states, which were once kept, are not taken for it
+    monkeypatch.setattr(FrozenEncoder, "_is_half", False)
+    assert FrozenEncoder(str(path), 10).identity != own
+
+
+def test_a_model_that_reads_no_words_is_refused(tmp_path, folder):
+    config = transformers.ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32
+    )
+    path = with_tokenizer_of(folder, tmp_path / "vit", config)
+    with pytest.raises(ValueError, match=r"clips.encoder=.*vit \(ViTConfig\) has no encoder that reads words"):
+        FrozenEncoder(str(path), 10)(CAPTIONS)
+
+
+def test_captions_that_are_cut_are_counted_whoever_kept_them(folder):
+    assert FrozenEncoder(str(folder), 7).cut([*CAPTIONS, CAPTIONS[0]]) == []
+    for _ in range(2):  # encoded now; then from the cache
+        assert FrozenEncoder(str(folder), 6).cut([*CAPTIONS, CAPTIONS[0]]) == CAPTIONS[:1]
+
+
 @pytest.fixture
 def films(tmp_path):
     root = tmp_path / "films"
@@ -143,7 +189,7 @@ def films(tmp_path):
     return root
 
 
-def test_a_world_of_captioned_clips(folder, films):
+def test_a_world_of_captioned_clips(folder, films, capsys):
     told = {"path": str(films), "encoder": str(folder), "caption_tokens": 8, "validation_share": 0.3, "test_share": 0.2, **SMALL}
     world = worlds.get("clips")(caption_files="sidecar", **told)
     world.prepare()
@@ -153,8 +199,17 @@ def test_a_world_of_captioned_clips(folder, films):
     assert torch.equal(batch.text.tokens, world.tokenizer(said).tokens)
     assert world.interface().text.features == 16
     assert world.interface().text.length == 8
-    shorter = worlds.get("clips")(caption_files="sidecar", **{**told, "caption_tokens": 2}).batch("train", torch.arange(8)).text
-    assert shorter.valid.sum(1).tolist() == [2] * 8
+    assert "not read" not in capsys.readouterr().err
+    short = worlds.get("clips")(caption_files="sidecar", **{**told, "caption_tokens": 3})
+    short.prepare()
+    said = " ".join(capsys.readouterr().err.split())
+    assert "warning: 3 of 6 films have captions longer than world.caption_tokens=3" in said
+    assert "first 'a dog barks': raise world.caption_tokens" in said
+    assert short.batch("train", torch.arange(8)).text.valid.sum(1).tolist() == [3] * 8
+    lines = []
+    assert caption_of(Wish({}, {}, prompt="the dog barks"), short, Drawing(), lines.append) == "the dog barks"
+    assert caption_of(Wish({}, {}, prompt="rain falls"), short, Drawing(), lines.append) == "rain falls"
+    assert lines == ["warning: --prompt is longer than world.caption_tokens=3, and its end is not read"]
     table = films / "all.json"
     table.write_text(json.dumps({"film 0.mp4": "the door", "gone.mp4": "a"}), encoding="utf-8")
     other = worlds.get("clips")(caption_files="all.json", **told)

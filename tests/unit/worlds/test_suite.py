@@ -125,9 +125,41 @@ def test_three_events_a_second_fit():
 
 
 @pytest.mark.parametrize("name", ["pulse", "clock", "bind", "offscreen", "entangle", "null"])
+@pytest.mark.parametrize("density", [0.6, 1.4])
+def test_a_density_is_the_mean_events_per_second(name, density):
+    """Also where no range of whole numbers has that mean: a mix of the two next to it has."""
+    world = worlds.get(name)(density=density)
+    heard = world.script("train", torch.arange(4000)).heard
+    counts = heard.real.sum(1)
+    assert abs(float(counts.double().mean()) / world.duration_s - density) < 0.03
+    assert counts.min() == 1
+    assert counts.max() <= world.most
+
+
+@pytest.mark.parametrize("density", [0.5, 0.51, 0.75, 0.9999999, 1.0, 1.1, 1.5, 2.0, 2.7, 3.0, 3.3, 3.49, 3.5])
+def test_numbers_of_events_have_the_mean_and_whole_ones_are_as_ever(density):
+    """Over a fine comb of draws; where one range will do, its numbers are equally likely, from 1 up where they fit."""
+    counting = worlds.get("pulse")().counting(density)
+    draws = (torch.arange(40_000, dtype=torch.float64) + 0.5) / 40_000
+    counts = counting(draws)
+    assert float(counts.double().mean()) / 2 == pytest.approx(density, abs=1e-4)
+    assert int(counts.max()) == counting.most <= 7
+    both = round(4 * density)
+    if 4 * density == both:
+        most = min(both - 1, 7)
+        assert torch.equal(counts, both - most + (draws * (2 * most - both + 1)).long())
+
+
+@pytest.mark.parametrize("name", ["pulse", "clock", "bind", "offscreen", "entangle", "null"])
 def test_a_density_or_number_of_kinds_that_cannot_be_is_refused_by_its_key(name):
     world = worlds.get(name)
-    for density, said in ((0.0, "positive"), (-1.0, "positive"), (float("nan"), "positive"), (9.0, "at most")):
+    for density, said in (
+        (0.0, "positive"),
+        (-1.0, "positive"),
+        (float("nan"), "positive"),
+        (9.0, "at most"),
+        (0.1, "at least 0.5"),
+    ):
         with pytest.raises(ValueError, match=rf"world\.density={density} .*{said}"):
             world(density=density)
     kinds = world.counts_kinds

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import threading
 import time
 
@@ -9,7 +10,6 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from nava_lab import config
 from nava_lab.cli import main
 from nava_lab.registry import PACKAGE, worlds
 from nava_lab.study import claims
@@ -26,6 +26,7 @@ from nava_lab.study.spec import read_study
 from nava_lab.study.statistics import Tuned, unequal_tuning
 from nava_lab.study.worker import Worker
 
+loading = sys.modules["nava_lab.config.load"]  # the package's own ``load`` is the function
 STUDY = """# Does a study trust what it should?
 fixed: {world: gaussian, experiment: smoke, variant.depth: 2, budget.parameters: 60_000, logger: none}
 vary: {variant: [unified, dual_tower]}
@@ -96,7 +97,7 @@ def test_other_code_that_is_still_at_the_study_is_an_error(study, tmp_path, monk
 @pytest.fixture
 def configs(tmp_path, monkeypatch):
     """A copy of the checkout's YAML files, to be edited."""
-    monkeypatch.setattr(config, "CONFIGS", tmp_path / "configs")
+    monkeypatch.setattr(loading, "CONFIGS", tmp_path / "configs")
     return shutil.copytree(PACKAGE.parent / "configs", tmp_path / "configs")
 
 
@@ -128,8 +129,8 @@ def test_what_tuning_or_the_machine_settles_is_no_other_config(study, tmp_path, 
     done = finish(first)
     smoke = configs / "experiment" / "smoke.yaml"
     smoke.write_text(smoke.read_text().replace("training:\n", "training:\n  lr: 0.5\n"))
-    settled = config.settled
-    monkeypatch.setattr(config, "settled", lambda machine: {**settled(machine), "devices": 4})
+    settled = loading.settled
+    monkeypatch.setattr(loading, "settled", lambda machine: {**settled(machine), "devices": 4})
     assert done == "tuning variant=unified"
     assert ledger_of(study, tmp_path).result().counts("tuning")["finished"] == 1
 

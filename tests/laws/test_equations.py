@@ -24,15 +24,16 @@ U = torch.linspace(0.001, 0.999, 101, dtype=torch.float64)
 # What a null branch is asked
 
 
-def nothing_said(call):
-    ids = torch.zeros_like(call.text.tokens)
-    ids[:, 0] = 1
-    return replace(call.text, tokens=ids, valid=ids != 0, span=torch.full_like(call.text.span, -1))
-
-
 def no_reference(call):
     heard = call.text.references
     return replace(call.text, references=replace(heard, valid=torch.zeros_like(heard.valid)))
+
+
+def nothing_said(call):
+    """No word, and with it no mark and no reference."""
+    ids = torch.zeros_like(call.text.tokens)
+    ids[:, 0] = 1
+    return replace(no_reference(call), tokens=ids, valid=ids != 0, span=torch.full_like(call.text.span, -1))
 
 
 def red_disc(call):

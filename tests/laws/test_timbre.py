@@ -298,8 +298,10 @@ def test_who_is_told_no_caption_is_told_no_timbre(name, place):
 
 @every_variant
 def test_a_global_timbre_that_outlives_its_caption_is_noticed(name):
+    right = without_text
+
     def kept(text, samples):
-        return replace(without_text(text, samples), references=text.references)
+        return replace(right(text, samples), references=text.references)
 
     with mock.patch(f"{__name__}.without_text", kept), pytest.raises(AssertionError):
         test_who_is_told_no_caption_is_told_no_timbre(name, "global")

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 import threading
 import time
 
@@ -27,7 +26,6 @@ from nava_lab.study.spec import read_study
 from nava_lab.study.statistics import Tuned, unequal_tuning
 from nava_lab.study.worker import Worker
 
-loading = sys.modules["nava_lab.config.load"]  # the package's own ``load`` is the function
 STUDY = """# Does a study trust what it should?
 fixed: {world: gaussian, experiment: smoke, variant.depth: 2, budget.parameters: 60_000, logger: none}
 vary: {variant: [unified, dual_tower]}

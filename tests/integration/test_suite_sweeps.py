@@ -21,6 +21,9 @@ SMALL = [
 ABOVE, CHANCE = {"value": 0.5, "low": 0.4, "high": 0.6}, {"value": 0.0, "low": -0.03, "high": 0.03}
 
 
+EVENTS = {name: {"value": 0.9, "low": 0.8, "high": 1.0} for name in manipulations.RATES}
+
+
 def nothing(variants, checks, settings):
     """What is still to do, where nobody asks."""
     return []
@@ -31,7 +34,7 @@ def told(leaks):
 
     def scored(check, settings):
         right = check.above != (check.name in leaks)
-        return {"name": "run", "scores": {check.score: ABOVE if right else CHANCE}}
+        return {"name": "run", "scores": {**EVENTS, check.score: ABOVE if right else CHANCE}}
 
     return scored
 
@@ -54,7 +57,7 @@ def test_some_checks_can_be_asked_for_and_are_judged_by_the_widened_interval(tmp
 
     def scored(check, settings):
         asked.append((check.name, settings))
-        return {"name": "run", "scores": {check.score: {"value": 0.05, "low": 0.01, "high": 0.09}}}
+        return {"name": "run", "scores": {**EVENTS, check.score: {"value": 0.05, "low": 0.01, "high": 0.09}}}
 
     words = ["--out", str(tmp_path), "training.steps=7"]
     assert manipulations.main(["--only", "clock", *words], scored, nothing) == 1  # .05 - 1.5 * .04 is not above 0
@@ -76,9 +79,28 @@ def test_chance_must_be_shown_and_is_not_had_by_measuring_little():
         ((0.047, 0.008, 0.085), False), ((0.09, 0.052, 0.129), False),  # unified after 2000 and 1200 steps, on 192 clips
         ((0.0, None, None), False), ((None, None, None), False),
     ):  # fmt: skip
-        assert check.holds(dict(zip(("value", "low", "high"), ends, strict=True))) == holds, ends
+        found = dict(zip(("value", "low", "high"), ends, strict=True))
+        assert check.holds({**EVENTS, "sync_auc": found}) == holds, ends
     long = [check.name for check in manipulations.CHECKS if any("training." in part for part in check.settings)]
     assert not long  # none passes by a training of its own length
+
+
+@pytest.mark.parametrize("rate", manipulations.RATES)
+@pytest.mark.parametrize("value", [0.4, 0.0, None])
+def test_who_makes_no_events_is_not_shown_to_be_at_chance(rate, value, tmp_path, capsys):
+    few = {**EVENTS, rate: {"value": value, "low": value, "high": value}, "sync_auc": CHANCE}
+    words = ["--only", "null", "--out", str(tmp_path)]
+    assert manipulations.main(words, lambda *_: {"name": "run", "scores": few}, nothing) == 1
+    said = capsys.readouterr().out
+    assert f"0.000 [-0.030, 0.030], with {value or 0:.2f} of the events **no** |" in said
+    assert "unified, null: not shown. Too few events to show anything: train longer." in said
+
+
+def test_an_interval_across_the_margin_is_open(tmp_path, capsys):
+    wide = {**EVENTS, "sync_auc": {"value": 0.047, "low": 0.008, "high": 0.085}}
+    words = ["--only", "null", "--out", str(tmp_path)]
+    assert manipulations.main(words, lambda *_: {"name": "run", "scores": wide}, nothing) == 1
+    assert "unified, null: open. More evaluation.clips would tell. If it is not at chance: the family" in capsys.readouterr().out
 
 
 def test_what_is_done_and_how_long_the_rest_takes(tmp_path, monkeypatch, capsys):

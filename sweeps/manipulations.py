@@ -239,14 +239,8 @@ def meaning(check: Check, row: Mapping[str, Any]) -> str:
     if not check.above and row["events"] < FEWEST:
         return "not shown. Too few events to show anything: train longer"
     if not check.above and row["low"] is not None and row["low"] <= CHANCE and row["high"] >= -CHANCE:
-<<<<<<< HEAD
-        return (
-            f"open. More evaluation.clips would tell. If it is not at chance: {check.otherwise[0].lower()}{check.otherwise[1:]}"
-        )
-=======
         first, rest = check.otherwise[0].lower(), check.otherwise[1:]
         return f"open. More evaluation.clips would tell. If it is not at chance: {first}{rest}"
->>>>>>> m5b
     return f"not shown. {check.otherwise}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -54,28 +55,33 @@ def opened(*nodes: DictConfig) -> None:
 
 
 def register() -> None:
-    """Put every registry entry and the schema into Hydra's store. Imports all variants and worlds."""
+    """Put every registry entry and the schema into Hydra's store, unless they are there. Imports all variants and worlds."""
+    chosen = tuple((group, name, entries.get(name)) for group, entries in GROUPS.items() for name in entries)
+    _stored(chosen, tuple(registry.guidance.get(name) for name in registry.guidance))
+
+
+@lru_cache(maxsize=1)
+def _stored(chosen: Sequence[tuple[str, str, type]], guidance: Sequence[type]) -> None:
+    """Put these options, and the schema, into Hydra's store: again only where the registries hold others than the last time."""
     from nava_lab.budget.solve import Budget
     from nava_lab.training.settings import Training
 
     OmegaConf.register_new_resolver("by_difficulty", by_difficulty, replace=True)
     store = ConfigStore.instance()
-    for group, entries in GROUPS.items():
-        for name in entries:
-            cls = entries.get(name)
-            shortcuts: Mapping[str, str] = getattr(cls, "SHORTCUTS", {})
-            node: Any = _node(cls)
-            for field_name in next(iter(getattr(cls, "LEVELS", {}).values()), {}):
-                node[field_name] = f"${{by_difficulty:'{name}',{field_name},${{difficulty}}}}"
-            if not shortcuts:
-                store.store(group=group, name=name, node=node, package=group.replace("/", "."))
-                continue
-            tree: dict[str, Any] = {group: node}
-            for key, field_name in shortcuts.items():
-                outer, inner = key.split(".")
-                tree.setdefault(outer, {})[inner] = next(f.default for f in dataclasses.fields(cls) if f.name == field_name)
-                node[field_name] = f"${{{key}}}"
-            store.store(group=group, name=name, node=tree, package="_global_")
+    for group, name, cls in chosen:
+        shortcuts: Mapping[str, str] = getattr(cls, "SHORTCUTS", {})
+        node: Any = _node(cls)
+        for field_name in next(iter(getattr(cls, "LEVELS", {}).values()), {}):
+            node[field_name] = f"${{by_difficulty:'{name}',{field_name},${{difficulty}}}}"
+        if not shortcuts:
+            store.store(group=group, name=name, node=node, package=group.replace("/", "."))
+            continue
+        tree: dict[str, Any] = {group: node}
+        for key, field_name in shortcuts.items():
+            outer, inner = key.split(".")
+            tree.setdefault(outer, {})[inner] = next(f.default for f in dataclasses.fields(cls) if f.name == field_name)
+            node[field_name] = f"${{{key}}}"
+        store.store(group=group, name=name, node=tree, package="_global_")
     evaluation, flow = OmegaConf.structured(Evaluation), OmegaConf.structured(Flow)
     evaluation.guidance = OmegaConf.create(guidance_defaults())
     opened(evaluation, flow)

@@ -28,6 +28,7 @@ from nava_lab.config import Config, load
 from nava_lab.rng import stable_seed
 from nava_lab.study.build import network, parts
 from nava_lab.study.fit import devices_of, trainer_of
+from nava_lab.training.averaging import averaging
 from nava_lab.training.data import WorldData
 from nava_lab.training.machine import prepare_layers
 from nava_lab.training.module import GenerativeModule
@@ -92,7 +93,7 @@ def _work(rank: int, settings: list[str], strategy: str, count: int, steps: int,
     prepare_layers(model, machine.compile, machine.checkpoint_activations)
     sharded = devices_of(config).sharded
     module = GenerativeModule(model, built.objective, built.drawing, config.training, config.seed, machine.accumulate, sharded)
-    trainer = trainer_of(config, Path(out).parent, [clock])
+    trainer = trainer_of(config, Path(out).parent, [*averaging(config.training), clock])
     trainer.fit(module, WorldData(config.world, config.training, config.seed))
     if not rank:
         Path(out).write_text(json.dumps(clock.seconds()))

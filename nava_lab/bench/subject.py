@@ -25,6 +25,7 @@ from nava_lab.config import Config, ConfigError, device_count
 from nava_lab.rng import generators, stable_seed
 from nava_lab.study.build import network, parts
 from nava_lab.study.run import device_of
+from nava_lab.training.averaging import averaging
 from nava_lab.training.data import WorldData
 from nava_lab.training.machine import prepare_layers
 from nava_lab.training.module import GenerativeModule
@@ -163,7 +164,7 @@ class Subject:
                 devices=1,
                 precision=machine.precision,  # type: ignore[arg-type]
                 gradient_clip_val=training.clip_norm,
-                callbacks=[watch],
+                callbacks=[*averaging(training), watch],
                 logger=False,
                 limit_val_batches=0,
                 num_sanity_val_steps=0,

@@ -101,7 +101,9 @@ def train(config: Config, built: Parts, folder: Path, tell: Tell = print, watche
     fit(trainer, module, WorldData(config.world, config.training, config.seed), newest)
     weights = {name: full(part) for name, part in module.network.state_dict().items()}  # of shards, all processes must ask
     if not all(bool(part.isfinite().all()) for part in weights.values()):  # of the last step: no later loss tells of it
-        raise FloatingPointError(broken(trainer.global_step))
+        error = FloatingPointError(broken(trainer.global_step))
+        note_step(error, trainer.global_step)
+        raise error
     if trainer.is_global_zero:
         save_weights(folder / "model.safetensors", weights, clock.about(0, trainer.global_step))
 

@@ -25,7 +25,9 @@ from nava_lab.study.fit import devices_of
 from nava_lab.study.identity import run_name
 from nava_lab.study.run import FAILED, prepared, run, state_of
 from nava_lab.study.seeds import SEEDS, TOGETHER, asked, check_stackable, composed_for, configs_of, run_seeds
+from nava_lab.training.callbacks import Stopped
 from nava_lab.training.quiet import quieten
+from nava_lab.training.settings import TERMINATED
 
 Tell = Callable[[str], None]
 PACKAGES = {
@@ -187,7 +189,13 @@ def job_of(composed: DictConfig) -> str:
 
 
 def in_own_process(overrides: Sequence[str], alive: Callable[[], bool] = lambda: True) -> str:
-    """One run by a command of its own, which Lightning may then start again on every device; ended where ``alive`` says no."""
+    """One run by a command of its own, which Lightning may then start again on every device.
+
+    Raises:
+        Stopped: ``alive`` said no, and the run was ended; somebody is to go on with it.
+        SystemExit: somebody else asked it to end (SIGTERM): so does this process, with the same status.
+    """
+    stopped = False
     command: list[Any] = [sys.executable, "-m", "nava_lab", "train", *overrides]
     path = os.pathsep.join(part for part in (str(CONFIGS.parent), os.environ.get("PYTHONPATH", "")) if part)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
@@ -196,9 +204,14 @@ def in_own_process(overrides: Sequence[str], alive: Callable[[], bool] = lambda:
             output, _ = process.communicate(timeout=1.0)
         except subprocess.TimeoutExpired:
             if not alive():
+                stopped = True
                 process.terminate()
             continue
         break
+    if process.returncode and stopped:
+        raise Stopped(f"nava train {' '.join(overrides)} was ended")
+    if process.returncode == TERMINATED:
+        raise SystemExit(TERMINATED)
     if process.returncode:
         raise RuntimeError(f"nava train {' '.join(overrides)} ended with status {process.returncode}")
     return output.strip().splitlines()[-1]

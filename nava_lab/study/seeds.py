@@ -330,7 +330,7 @@ def train_together(group: Sequence[Seed], start: Mapping[int, Path], how: Sittin
     files = SeedFiles(folders, module.fallen, [start[seed] for seed in seeds if seed in start])
     plugins = [part for part in devices_of(config).plugins() if not isinstance(part, Files)]
     loggers = [make_logger(config.logger.kind, config.logger.project, run.folder) for run in group]
-    told = [SeedLogger(logger, seed) if logger else None for logger, seed in zip(loggers, seeds, strict=True)]
+    told = [SeedLogger(logger, seed, module.fallen) if logger else None for logger, seed in zip(loggers, seeds, strict=True)]
     clock = WallTime(seeds)
     logs = [SeedLog(run.folder / "metrics.jsonl", run.seed, one) for run, one in zip(group, told, strict=True)]
     callbacks: list[pl.Callback] = [clock, *logs, *averaging(config.training), *how.watchers]

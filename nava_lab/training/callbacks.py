@@ -17,9 +17,9 @@ from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 
 from nava_lab.training.averaging import local
-from nava_lab.training.log import read_log, write_log
+from nava_lab.training.log import LOG, read_log, write_log
 from nava_lab.training.loggers import recall
-from nava_lab.training.saved import SUFFIX, clear, numbered, remove
+from nava_lab.training.saved import SUFFIX, clear, numbered, remove, settle
 from nava_lab.training.settings import TERMINATED, Training
 
 LOG_EVERY = 10
@@ -201,6 +201,9 @@ class Checkpoints(Checkpoint):
 
     def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.check(trainer, pl_module)
+        for log in (folder.with_name(LOG) for folder in self.kept_in()):
+            if trainer.is_global_zero and log.exists():
+                settle(log)  # what outlasts a power cut must not be ahead of its log
         trainer.save_checkpoint(self.folder / f"{trainer.global_step:07d}{SUFFIX}", weights_only=False)
         for folder in self.kept_in() if trainer.is_global_zero else ():
             passed = [path for path in numbered(folder) if int(path.stem) <= trainer.global_step]

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+LOG = "metrics.jsonl"  # in a run's folder
+
 
 def read_log(path: Path) -> list[dict[str, float]]:
     """The lines of a metrics log; a last line cut short by a kill is left out."""
@@ -23,5 +25,8 @@ def read_log(path: Path) -> list[dict[str, float]]:
 def write_log(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     """Put other lines in a log's place; a kill leaves the old ones or the new."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, path)

@@ -6,7 +6,7 @@ can be continued alone, and runs that were begun alone together.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +47,11 @@ class SeedLog(MetricsLog):
 
 
 class SeedLogger(Logger):
-    """A logger that is told one seed's metrics alone, by the names of a single run."""
+    """A logger that is told one seed's metrics alone, by the names of a single run; none once the seed has fallen."""
 
-    def __init__(self, inner: Logger, seed: int):
+    def __init__(self, inner: Logger, seed: int, fallen: Container[int]):
         super().__init__()
-        self.inner, self.mark = inner, StackedModule.mark(seed)
+        self.inner, self.seed, self.fallen, self.mark = inner, seed, fallen, StackedModule.mark(seed)
 
     @property
     def name(self) -> str | None:
@@ -71,6 +71,8 @@ class SeedLogger(Logger):
         return self.inner.experiment  # type: ignore[attr-defined]
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if self.seed in self.fallen:
+            return
         own = {name.removeprefix(self.mark): value for name, value in metrics.items() if name.startswith(self.mark)}
         shared = {name: value for name, value in metrics.items() if "/" not in name}
         if own or "lr" in shared:

@@ -106,7 +106,7 @@ def unfinished(path: Path) -> Path:
 
 
 def settle(folder: Path) -> None:
-    """Have the names in a folder outlast a power cut."""
+    """Have the names in a folder, or what a file holds, outlast a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -42,8 +42,11 @@ from safetensors.torch import load_file
 import nava_lab.study.run  # noqa: F401 - imported here, so that no fork needs to
 from nava_lab.cli import in_one_line
 from nava_lab.cli import main as nava
+from nava_lab.config import load
 from nava_lab.study.identity import code_fingerprint
+from nava_lab.study.multirun import re_executes
 from nava_lab.study.record import write_json
+from nava_lab.study.seeds import asked
 from nava_lab.training.saved import SUFFIX, numbered, parted, whole
 
 SMALL = [
@@ -299,6 +302,9 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments = reader.parse_args(words)
     torch.set_num_threads(1)
     settings = [*SMALL, *arguments.settings]
+    plain, seeds, _ = asked(settings)
+    if not arguments.fresh and not seeds and re_executes(load(plain)):
+        raise ValueError("a fork cannot be started again on every device: with several devices add --fresh")
     done = campaign(arguments.out.resolve(), settings, arguments.kills, arguments.each, arguments.seed, arguments.fresh)
     show(done)
     return int(any(run["differences"] for run in done))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nava_lab.report.judge import Judged
+from nava_lab.study.grammar import spoken
 from nava_lab.study.statistics import SEEDS_FOR_A_VERDICT
 
 DECIDED = ("ahead", "behind")
@@ -88,12 +89,12 @@ def at_one_budget(contrasts: Sequence[Judged]) -> list[str]:
     """Claims that are made under one budget and not judged under another, those with one side and one reason together."""
     alone: dict[tuple[str, str, str], list[str]] = {}
     for one in across(contrasts):
-        made = " and ".join(part.family for part in one.claims)
+        made = " and ".join(spoken(part.family) for part in one.claims)
         for part in one.parts if made else ():
             if part.outcome in UNJUDGED:
                 seeds = f"{part.found.n} seed{'s' if part.found.n > 1 else ''}, and a verdict needs {SEEDS_FOR_A_VERDICT}"
                 why = "; ".join(part.unequal) or (seeds if part.found.n else "no pair of runs is finished")
-                alone.setdefault((one.against, made, f"equal {part.family} it is not ({why})"), []).append(one.first)
+                alone.setdefault((one.against, made, f"equal {spoken(part.family)} it is not ({why})"), []).append(one.first)
     return [
         f"{', '.join(firsts)} against {second} is judged at equal {budgets}, and at {rest}: no claim holds under both yet."
         for (second, budgets, rest), firsts in alone.items()

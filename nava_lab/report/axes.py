@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from nava_lab.report.compare import Comparison, OverSeeds
 from nava_lab.report.runs import by_label, flat
+from nava_lab.study.grammar import spoken
 
 SPREAD = 1.01  # costs that differ by less are equal budgets, met within their tolerance
 
@@ -36,7 +37,7 @@ class Axis:
 
     def series(self, row: OverSeeds) -> str:
         """The line that a row is a point of."""
-        named = [part for part in (self.others.get(row.label, ""), f"equal {row.family}" if row.family else "") if part]
+        named = [part for part in (self.others.get(row.label, ""), f"equal {spoken(row.family)}" if row.family else "") if part]
         return ", ".join(named) or self.title
 
 

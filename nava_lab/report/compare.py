@@ -17,6 +17,7 @@ from nava_lab.report.judge import Judged, all_pairs, corrected, hopeless, judge,
 from nava_lab.report.runs import Run, by_label, differences, find_runs, labelled, load_run, scores_by_seed
 from nava_lab.report.summary import summarised
 from nava_lab.study import record
+from nava_lab.study.grammar import spoken
 from nava_lab.study.statistics import SEEDS_FOR_A_VERDICT, Interval, Scaling, scale_dependent, t_interval
 
 VERDICT, PROVISIONAL, EXPLORATORY = "verdict", "provisional", "exploratory"
@@ -261,7 +262,7 @@ def _reservations(comparison: Comparison) -> list[str]:
     """What makes a verdict provisional: what is known beforehand, and budgets under which a claim is not judged."""
     left_out = []
     if comparison.without:
-        names = " and ".join(f"equal {name}" for name in comparison.without)
+        names = " and ".join(f"equal {spoken(name)}" for name in comparison.without)
         left_out = [f"The study's file declares {names} as well, and it was left out: a claim needs the same sign there."]
     return [*comparison.reservations, *left_out, *at_one_budget(comparison.contrasts)]
 

@@ -13,6 +13,7 @@ from nava_lab.report.axes import Axis, numeric_axes
 from nava_lab.report.compare import Comparison, OverSeeds
 from nava_lab.report.plotting import FAINT, INK, MARKERS, OKABE_ITO, WIDE, Figure, draw, legend, plain_decades, plain_ticks
 from nava_lab.report.runs import by_label
+from nava_lab.study.grammar import spoken
 
 DODGE = 0.012  # of an axis, between lines whose marks would hide each other
 BINS_MS = np.arange(-250, 251, 10)
@@ -166,7 +167,7 @@ def _against(comparison: Comparison, axis_of: Axis) -> Figure | None:
     if axis_of.cost:
         names = ", ".join(_named(row, comparison) for row in front)
         if len(budgets) > 1:
-            note += f" Full marks: at equal {full[0]}; hollow ones: at equal {' and '.join(budgets[1:])}."
+            note += f" Full marks: at equal {spoken(full[0])}; hollow ones: at equal {' and '.join(map(spoken, budgets[1:]))}."
         note += (
             f" The dashed line joins what nothing beats in both: {names}."
             if len(front) > 1
@@ -219,8 +220,8 @@ def _curves(comparison: Comparison) -> Figure | None:
     note = "Velocity error of the averaged weights on validation clips."
     note += " Lines are means over seeds, bands reach from the lowest seed to the highest." if seeds > 1 else ""
     if len(comparison.families) > 1:
-        kinds = zip(("solid", "dashed", "dotted", "dash-dotted"), comparison.families, strict=False)
-        note += " " + ", ".join(f"{kind}: equal {family.name}" for kind, family in kinds).capitalize() + "."
+        kinds = zip(("Solid", "dashed", "dotted", "dash-dotted"), comparison.families, strict=False)
+        note += " " + ", ".join(f"{kind}: equal {spoken(family.name)}" for kind, family in kinds) + "."
     return draw("curves", "Learning curves", f"Validation loss at the end: {last}", note, WIDE, paint)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from nava_lab.report.judge import Judged, corrected, judge, signed
 from nava_lab.report.runs import Run, by_label, scores_by_seed
-from nava_lab.study.grammar import shown
+from nava_lab.study.grammar import shown, spoken
 from nava_lab.study.statistics import SEEDS_FOR_A_VERDICT, Interval, t_interval
 
 
@@ -94,7 +94,7 @@ def front_summary(designs: Sequence[Design], contrasts: Sequence[Judged], score:
         stay = [own[0].label, *(label for label, part in outcomes.items() if part.outcome == "ahead")]
         fall = [part for part in outcomes.values() if part.outcome == "behind"]
         unsure = [label for label, part in outcomes.items() if part.outcome not in ("ahead", "behind")]
-        under = f" at equal {family}" if family else ""
+        under = f" at equal {spoken(family)}" if family else ""
         few = [part.found.n for part in outcomes.values() if not part.found.enough]
         if few and len(few) == len(outcomes):
             means = [design.label for design in own if not design.beaten_by]
@@ -120,7 +120,7 @@ def _told(design: Design, score: str) -> str:
         f"{key} {f'{value:.3g}' if isinstance(value, float) else shown(value)}" for key, value in design.settings.items()
     )
     beaten = f"; by its mean {design.beaten_by} beats it" if design.beaten_by else ""
-    under = f" at equal {design.family}" if design.family else ""
+    under = f" at equal {spoken(design.family)}" if design.family else ""
     return (
         f"{design.label}{under} ({named}): {design.cost / 1e6:.4g} M training FLOPs per clip, {score} {mean}{ends}; "
         f"not beaten at its cost on {design.stays} of {design.seeds} seeds{beaten}."

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
+from nava_lab.study.grammar import spoken
 from nava_lab.study.spec import Contrast
 from nava_lab.study.statistics import ALPHA, Paired, Tost, holm, paired, paired_slopes, too_many, tost
 
@@ -119,7 +120,7 @@ class Judged:
         also = ""
         if self.slight:
             also = f", and {'' if self.outcome == 'behind' else f'{second} is '}no worse within {margin}"
-        return said + (f" at equal {self.family}" if self.family else "") + also
+        return said + (f" at equal {spoken(self.family)}" if self.family else "") + also
 
     def evidence(self, score: str) -> str:
         """The numbers behind the outcome."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from nava_lab.report.across import HOLDS, IN_PART, NOTHING, OPEN, SPLIT, Across, across
 from nava_lab.report.judge import Judged, p_value, signed
+from nava_lab.study.grammar import spoken
 
 SENTENCES = 5  # more of them are counted instead
 
@@ -49,7 +50,7 @@ def summarised(contrasts: Sequence[Judged], labels: Mapping[str, Collection[str]
     winner = _winner(contrasts, labels)
     told, lines = asked, []
     if winner:
-        budgets = [name for name in labels if name]
+        budgets = [spoken(name) for name in labels if name]
         lines = [f"{winner} is ahead of every other in {score}" + (f" at equal {_and(budgets)}." if budgets else ".")]
         told = [one for one in asked if one.parts[0].along or one.standing == SPLIT]
     each = [_sentence(group, score) for group in _grouped(told, declared)]
@@ -115,7 +116,7 @@ def _sentence(group: Group, score: str) -> str:
         by_outcome.setdefault(f"{part.outcome} {part.slight}", []).append(part)
     clauses = []
     for place, parts in enumerate(by_outcome.values()):
-        families = [part.family for part in parts if part.family]
+        families = [spoken(part.family) for part in parts if part.family]
         link = _or if parts[0].outcome == "open" else _and
         under = f" at equal {link(families)}" if families else ""
         at = f" at {group.at}" if group.at and not place else ""
@@ -204,7 +205,7 @@ def _counted(declared: Sequence[Across], score: str) -> str:
 
 
 def _at_any(one: Across) -> str:
-    families = [part.family for part in one.parts if part.family]
+    families = [spoken(part.family) for part in one.parts if part.family]
     return f" at equal {_or(families)}" if families else ""
 
 

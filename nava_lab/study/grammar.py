@@ -86,3 +86,8 @@ def _value(value: Any) -> str:
     if PLAIN.fullmatch(value) and value.lower() not in RESERVED:
         return value
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def spoken(budget: str) -> str:
+    """A budget's name as sentences write it."""
+    return {"flops": "FLOPs"}.get(budget, budget)

@@ -23,7 +23,7 @@ from nava_lab.registry import metrics, nearest
 from nava_lab.rng import generators
 from nava_lab.study import record
 from nava_lab.study.build import Parts, network
-from nava_lab.study.grammar import StudyError
+from nava_lab.study.grammar import StudyError, spoken
 from nava_lab.study.multirun import re_executes
 from nava_lab.study.results import CONFIRMATION, TUNING
 from nava_lab.study.run import device_of, prepared
@@ -111,7 +111,7 @@ class Plan:
             else:
                 asked = labels * (labels - 1) // 2
             told = too_many(asked, seeds)
-            found += [f"at equal {budget}: {told}" if budget else told] if told else []
+            found += [f"at equal {spoken(budget)}: {told}" if budget else told] if told else []
         return found
 
     def runs(self) -> list[tuple[str, PlannedPoint, str, int]]:

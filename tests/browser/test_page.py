@@ -226,7 +226,7 @@ def test_a_studys_page(browser, tmp_path):
     assert "PROVISIONAL" in text
     failed, alone = (part.text for part in browser.find_elements("css selector", "ul.why li"))
     assert "1 of 8 confirmation seeds failed (seed 3: the loss is nan)" in failed
-    assert "at equal flops it is not (7 seeds, and a verdict needs 8)" in alone
+    assert "at equal FLOPs it is not (7 seeds, and a verdict needs 8)" in alone
     assert "nava study depth_ratio.yaml" in text
     assert browser.find_elements("id", "figure-against_variant_align_fraction")
     assert browser.find_elements("id", "figure-importance")

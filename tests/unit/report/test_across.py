@@ -31,7 +31,7 @@ def test_being_equal_at_one_budget_is_no_verdict_while_the_other_has_none(tmp_pa
     made = found(tmp_path, 0.0, 0.0, failed=gone)
     assert [part.outcome for part in made.contrasts] == ["equal", "refused"]
     assert made.status == "provisional"
-    assert any("is judged at equal parameters, and at equal flops it is not" in line for line in made.reservations)
+    assert any("is judged at equal parameters, and at equal FLOPs it is not" in line for line in made.reservations)
     assert made.summary.endswith("This holds at one of two budgets.")
 
 
@@ -40,9 +40,9 @@ def test_being_equal_at_one_budget_is_no_verdict_while_the_other_has_none(tmp_pa
     [
         (0.0, WIDE, ("equal", "open"), "budgets disagree", "no claim holds under both."),
         (0.2, -0.2, ("ahead", "behind"), "budgets disagree", "the sign differs, and no claim holds under both."),
-        (0.0, 0.0, ("equal", "equal"), "verdict", "is equal to align_fraction=0 in sync_auc within 0.02 at equal parameters and flops ("),
-        (WIDE, WIDE, ("open", "open"), "undecided", "cannot be told from align_fraction=0 in sync_auc at equal parameters or flops ("),
-        (0.2, 0.2, ("ahead", "ahead"), "verdict", "align_fraction=1 is ahead of align_fraction=0 in sync_auc at equal parameters and flops ("),
+        (0.0, 0.0, ("equal", "equal"), "verdict", "is equal to align_fraction=0 in sync_auc within 0.02 at equal parameters and FLOPs ("),
+        (WIDE, WIDE, ("open", "open"), "undecided", "cannot be told from align_fraction=0 in sync_auc at equal parameters or FLOPs ("),
+        (0.2, 0.2, ("ahead", "ahead"), "verdict", "align_fraction=1 is ahead of align_fraction=0 in sync_auc at equal parameters and FLOPs ("),
         (-0.2, WIDE, ("behind", "open"), "verdict", "the sign is the same at both, so being behind holds."),
     ],
 )  # fmt: skip
@@ -74,7 +74,7 @@ def test_a_weaker_claim_holds_where_the_stronger_does_not():
     assert (one.holds, one.standing) == ("no worse", "holds")
     text, _ = summary(one.parts)
     assert text.endswith(
-        "and is no worse than b within 0.02 at equal flops (+0.015 [−0.001, +0.031]): being no worse within 0.02 holds at both."
+        "and is no worse than b within 0.02 at equal FLOPs (+0.015 [−0.001, +0.031]): being no worse within 0.02 holds at both."
     )
     (one,) = across(over({"parameters": (-0.001, 0.002), "flops": (0.2, 0.01)}))  # equal, by the other sign, and ahead
     assert [part.outcome for part in one.parts] == ["equal", "ahead"]
@@ -105,9 +105,9 @@ def test_contrasts_that_came_out_alike_are_one_sentence_with_their_common_side()
     assert rest == []
     assert text.startswith(
         "variant=unified and align_then_fuse are ahead of variant=dual_tower in sync_auc at all 4 levels (density=0.5, 1, 1.5 and 2) "
-        "at equal parameters and flops ("
+        "at equal parameters and FLOPs ("
     )
-    assert "variant=unified gains on variant=dual_tower in sync_auc as density rises at equal parameters and flops (" in text
+    assert "variant=unified gains on variant=dual_tower in sync_auc as density rises at equal parameters and FLOPs (" in text
     # One level that comes out otherwise is told apart.
     worse = {
         label: {seed: part - (0.3 if label == labels[1] else 0) for seed, part in own.items()} for label, own in scores.items()

@@ -204,7 +204,7 @@ def test_a_study_is_judged_by_its_declared_contrasts_under_each_budget(study):
     assert outcomes["parameters", "align_fraction=0.5"] == "ahead"
     assert outcomes["flops", "align_fraction=0.5"] == "exploratory"  # its seed 3 failed, so seven are left
     assert found.summary.startswith(
-        "align_fraction=0.25, 0.75 and 1 are ahead of align_fraction=0 in sync_auc at equal parameters and flops (+"
+        "align_fraction=0.25, 0.75 and 1 are ahead of align_fraction=0 in sync_auc at equal parameters and FLOPs (+"
     )
     assert "align_fraction=0.5 is ahead of align_fraction=0 in sync_auc at equal parameters (" in found.summary
     assert found.planned == 80
@@ -231,7 +231,7 @@ def test_a_verdict_is_provisional_until_every_seed_of_every_budget_has_ended(tmp
     whole = compare([make_study(tmp_path / "whole", few)])
     assert (whole.status, whole.reservations) == ("verdict", [])
     assert whole.findings == []
-    assert whole.summary.startswith("align_fraction=1 is ahead of align_fraction=0 in sync_auc at equal parameters and flops (+")
+    assert whole.summary.startswith("align_fraction=1 is ahead of align_fraction=0 in sync_auc at equal parameters and FLOPs (+")
     stopped = compare([make_study(tmp_path / "stopped", few | {"seeds": 9}, missing={(keys[0], 8)})])
     assert stopped.status == "provisional"
     assert stopped.reservations[0].startswith("1 of 36 confirmation runs have not ended: what is said here may change")
@@ -240,7 +240,7 @@ def test_a_verdict_is_provisional_until_every_seed_of_every_budget_has_ended(tmp
     assert absent.status == "provisional"
     assert absent.reservations[0].startswith("16 of 32 confirmation runs have not ended")
     assert absent.reservations[1] == (
-        "align_fraction=1 against align_fraction=0 is judged at equal parameters, and at equal flops it is not "
+        "align_fraction=1 against align_fraction=0 is judged at equal parameters, and at equal FLOPs it is not "
         "(no pair of runs is finished): no claim holds under both yet."
     )
     assert absent.summary.endswith("This holds at one of two budgets.")
@@ -253,7 +253,7 @@ def test_a_failed_seed_that_keeps_a_claim_from_its_second_budget_is_a_reservatio
     assert found.reservations == [
         "align_fraction=0.5 [flops]: 1 of 8 confirmation seeds failed (seed 3: the loss is nan), and what is said of it rests on the "
         "others alone, which may be those that went well.",
-        "align_fraction=0.5 against align_fraction=0 is judged at equal parameters, and at equal flops it is not "
+        "align_fraction=0.5 against align_fraction=0 is judged at equal parameters, and at equal FLOPs it is not "
         "(7 seeds, and a verdict needs 8): no claim holds under both yet.",
     ]
 
@@ -356,7 +356,7 @@ def test_a_budget_that_an_override_took_away_is_remembered(tmp_path, capsys):
     found = compare([make_study(tmp_path, read.source, origin=read.origin)])
     assert found.status == "provisional"
     assert found.summary.endswith("This holds at one of two budgets.")
-    assert "declares equal flops as well, and it was left out" in found.reservations[0]
+    assert "declares equal FLOPs as well, and it was left out" in found.reservations[0]
     print_comparison(found)
     assert "Provisional: align_fraction=" in " ".join(capsys.readouterr().out.split())
     one = {key: value for key, value in FIELDS.items() if key != "budgets"}  # a study that declares none

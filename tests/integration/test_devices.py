@@ -252,6 +252,9 @@ def test_a_distributed_run_is_refused_where_it_cannot_be_meant(one, tmp_path, mo
     assert "start it without torchrun" in capsys.readouterr().err
     with pytest.raises(ConfigError, match=r"2 processes were started for trainer.devices=1"):
         run(load([*SMALL, "trainer=cpu", f"output.root={tmp_path}"]))
+    with pytest.raises(SystemExit):
+        main(["train", "seeds=2", *SMALL, "trainer=cpu", f"output.root={tmp_path}"])
+    assert "2 processes were started for trainer.devices=1" in capsys.readouterr().err
 
 
 def test_a_process_that_fails_is_heard_and_the_others_do_not_hang(tmp_path):

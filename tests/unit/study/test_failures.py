@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from nava_lab.cli import in_one_line, main
-from nava_lab.config import load
+from nava_lab.config import composed, load
 from nava_lab.study import run as running
 from nava_lab.study.failures import RunFailed
+from nava_lab.study.seeds import configs_of, run_seeds
 from nava_lab.training import saved
 from nava_lab.training.ending import Asked
 from nava_lab.training.settings import TERMINATED
@@ -137,6 +138,19 @@ def test_who_is_asked_to_end_in_the_last_step_saves_its_weights_and_ends_before_
     monkeypatch.setattr(running, "train", None)  # nothing is left to train
     running.run(config, lambda message: None)
     ends_as(unbroken, folder)
+
+
+def test_seeds_that_are_asked_to_end_in_their_last_step_all_save_their_weights(tmp_path, unbroken, capsys):
+    configs = configs_of(composed([*SMALL, f"output.root={tmp_path}"]), [0, 1])
+    for step, left, ends in ((3, "its state is safe at step 3", 0), (8, "its training is finished and safe", 2)):
+        with pytest.raises(SystemExit) as ended:
+            in_one_line(lambda step=step: run_seeds(configs, print, [At(step, ask_to_end)]))
+        assert ended.value.code == TERMINATED
+        (told,) = capsys.readouterr().err.splitlines()
+        assert left in told
+        assert told.endswith("the same command continues it, as with the seeds beside it")
+        assert len(list(tmp_path.glob("unified-*/model.safetensors"))) == ends
+        assert not list(tmp_path.glob("unified-*/record.json"))
 
 
 def test_who_is_asked_to_end_while_it_is_scored_ends_at_once(tmp_path, unbroken, capsys, monkeypatch):

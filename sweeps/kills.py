@@ -9,9 +9,10 @@ Held fixed: the run. Varied: when it is killed (SIGKILL, no warning), drawn from
 within a few milliseconds of a checkpoint's write being seen. A run is killed --each times, each time continued by the same
 command, then left to finish and compared with one that nobody touched: averaged weights, log, record, scores of every clip, and
 in the last checkpoints weights, optimiser, average and position in the data (randomness is drawn per clip, so there is no
-generator to keep). Seeds of one process (seeds=3) are compared up to rounding, for one of them may have to go on alone. Left out
-are seconds, and the git revision, which a file saved nearby changes. Writes kills.json into --out; what stands there is not done
-again.
+generator to keep). Every second run is saved by the clock alone, after a time that is drawn, the shortest of which is over with
+every step; where it is longer, the last checkpoints are compared that both have. Seeds of one process (seeds=3) are compared up
+to rounding, for one of them may have to go on alone. Left out are seconds, and the git revision, which a file saved nearby
+changes. Writes kills.json into --out; what stands there is not done again.
 
 A life begins as a fork of this process, which has everything imported; with --fresh as a new process.
 """
@@ -51,12 +52,14 @@ from nava_lab.training.saved import SUFFIX, numbered, parted, whole
 
 SMALL = [
     *("experiment=smoke", "variant=unified", "variant.depth=2", "budget.parameters=60_000", "world=gaussian"),
-    *("training.steps=24", "training.checkpoints=6", "training.checkpoint_minutes=0"),  # none by the clock: names are compared
+    *("training.steps=24", "training.checkpoints=6", "training.checkpoint_minutes=0"),  # by the clock: see ``saved_by``
     *("evaluation.previews=0", "output.progress=false", "logger=none"),
 ]
 LEFT_OUT = ("wall_time_s", "seconds", "revision")  # what two equal runs may differ in
 COMPANY = ("stacked_with", "beside")  # who shared their steps
 POLL_S = 0.0003
+EVERY_STEP = 1e-6  # seconds
+CLOCKS_S = (EVERY_STEP, 0.03, 0.12)  # after how long a run is saved that the clock saves
 MARKS = {"anywhere": "", "writing": "w"}
 Life = Callable[[Path], int]
 
@@ -78,6 +81,15 @@ class Kill:
     after_s: float
     checkpoint: int
     torn: bool
+
+
+def saved_by(number: int, draw: random.Random) -> float:
+    """The clock that a run is saved by, in seconds; 0 for the moments of its settings."""
+    return draw.choice(CLOCKS_S) if number % 2 else 0.0
+
+
+def by_clock(seconds: float) -> list[str]:
+    return [f"training.checkpoint_minutes={seconds / 60}", "training.checkpoints=0"] if seconds else []
 
 
 def forked(settings: Sequence[str]) -> Life:
@@ -170,18 +182,18 @@ def finish(begin: Life, root: Path) -> float:
     return time.monotonic() - began
 
 
-def differences_of_all(root: Path, other: Path, rounded: bool = False) -> list[str]:
-    """In what two folders of runs differ."""
+def differences_of_all(root: Path, other: Path, rounded: bool = False, free: bool = False) -> list[str]:
+    """In what two folders of runs differ (see ``differences``)."""
     mine, others = runs_in(root), runs_in(other)
     if [run.name for run in mine] != [run.name for run in others]:
         return [f"runs: {', '.join(run.name for run in mine)}"]
     pairs = list(zip(mine, others, strict=True))
     marks = [f"{run.name}: " if len(pairs) > 1 else "" for run in mine]
-    return [mark + line for mark, pair in zip(marks, pairs, strict=True) for line in differences(*pair, rounded)]
+    return [mark + line for mark, pair in zip(marks, pairs, strict=True) for line in differences(*pair, rounded, free)]
 
 
-def differences(run: Path, other: Path, rounded: bool = False) -> list[str]:
-    """In what two runs' folders differ: at all, or by more than rounding."""
+def differences(run: Path, other: Path, rounded: bool = False, free: bool = False) -> list[str]:
+    """In what two runs' folders differ: at all, or by more than rounding; ``free``: they may be saved after other steps."""
     found = [
         name
         for name in ("metrics.jsonl", "per_clip.json")
@@ -194,7 +206,9 @@ def differences(run: Path, other: Path, rounded: bool = False) -> list[str]:
     one, two = (load_file(path / "model.safetensors") for path in (run, other))
     found += unequal("model.safetensors", one, two, rounded)
     names = [[path.name for path in numbered(folder / "checkpoints")] for folder in (run, other)]
-    if names[0] != names[1]:
+    if free:
+        names[0] = [name for name in names[0] if name in names[1]]
+    elif names[0] != names[1]:
         return [*found, f"checkpoints: {names[0]}, not {names[1]}"]
     for name in names[0]:
         (rest, tensors), (other_rest, others) = (parted(whole(folder / "checkpoints" / name)) for folder in (run, other))
@@ -249,46 +263,54 @@ def only_run(root: Path) -> Path:
 
 def campaign(out: Path, settings: Sequence[str], kills: int, each: int, seed: int, is_fresh: bool) -> list[dict[str, Any]]:
     """Runs and their kills until there are enough; one entry per run, also in ``out/kills.json``."""
-    begin = (fresh if is_fresh else forked)(settings)
+    start = fresh if is_fresh else forked
     about = {"settings": list(settings), "seed": seed, "each": each, "code": code_fingerprint()}
     path = out / "kills.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     done: list[dict[str, Any]] = before["runs"] if {key: before.get(key) for key in about} == about else []
     if not done:
         shutil.rmtree(out, ignore_errors=True)
-    unbroken = out / "unbroken"
-    if not list(unbroken.glob("*/record.json")):
-        finish(begin, unbroken)
-        about["lasts"] = finish(begin, out / "twin")  # also: two unbroken runs are equal
-        if wrong := differences_of_all(out / "twin", unbroken):
+    unbroken, twin = out / "unbroken", out / "twin"
+    if not list(twin.glob("*/record.json")):
+        about["lasts"] = finish(start(settings), unbroken)
+        finish(start([*settings, *by_clock(EVERY_STEP)]), twin)
+        if wrong := differences_of_all(twin, unbroken, free=True):
             raise SystemExit(f"two unbroken runs differ, so nothing can be said of killed ones: {'; '.join(wrong)}")
     lasts = about.setdefault("lasts", before.get("lasts", 5.0))
     several = any(part.startswith("seeds=") for part in settings)  # of which one may go on alone, and be summed in another order
     while sum(len(run["kills"]) for run in done) < kills:
         number = len(done)
         root, draw, found = out / f"run-{number}", random.Random(f"{seed} {number}"), []
+        clock = saved_by(number, draw)
+        begin = start([*settings, *by_clock(clock)])
         shutil.rmtree(root, ignore_errors=True)
         for _ in range(min(each, kills - sum(len(run["kills"]) for run in done))):
             if (one := live(begin, root, number, draw, float(lasts))) is None:
                 break
             found.append(one)
         finish(begin, root)
-        done.append({"kills": [asdict(one) for one in found], "differences": differences_of_all(root, unbroken, several)})
+        wrong = differences_of_all(root, twin if clock else unbroken, several, clock > EVERY_STEP)
+        done.append({"clock_s": clock, "kills": [asdict(one) for one in found], "differences": wrong})
         write_json(path, {**about, "runs": done})
         print(f"run {number}: {len(found)} kills, {'; '.join(done[-1]['differences']) or 'equal'}", file=sys.stderr, flush=True)
     return done
 
 
 def show(done: Sequence[dict[str, Any]]) -> None:
-    table = Table("run", "killed after s, w: at a write (newest checkpoint)", "writes torn", "ends equal")
+    table = Table("run", "saved", "killed after s, w: at a write (newest checkpoint)", "writes torn", "ends equal")
     for number, run in enumerate(done):
         kills = run["kills"]
         told = ", ".join(f"{kill['after_s']:.2f}{MARKS[kill['aimed']]} ({kill['checkpoint']})" for kill in kills)
-        table.add_row(str(number), told, str(sum(kill["torn"] for kill in kills)), "; ".join(run["differences"]) or "yes")
+        when = f"every {run['clock_s']:g} s" if run["clock_s"] else "at moments"
+        table.add_row(str(number), when, told, str(sum(kill["torn"] for kill in kills)), "; ".join(run["differences"]) or "yes")
     Console(width=120).print(table)
     kills = [kill for run in done for kill in run["kills"]]
     torn, broken = sum(kill["torn"] for kill in kills), sum(bool(run["differences"]) for run in done)
-    print(f"{len(kills)} kills of {len(done)} runs, {torn} in the middle of a checkpoint's write; {broken} runs ended otherwise")
+    timed = [len(run["kills"]) for run in done if run["clock_s"]]
+    print(
+        f"{len(kills)} kills of {len(done)} runs, {torn} in the middle of a checkpoint's write; {sum(timed)} of the kills, of "
+        f"{len(timed)} runs, where the clock saves; {broken} runs ended otherwise"
+    )
 
 
 def main(words: Sequence[str] | None = None) -> int:

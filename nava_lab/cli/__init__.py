@@ -12,6 +12,7 @@ from types import ModuleType
 from nava_lab.cli.catalogue import catalogue
 from nava_lab.memory import keep_memory
 from nava_lab.registry import UnknownName, nearest
+from nava_lab.training.ending import said, sigterm_ends
 from nava_lab.training.quiet import quieten
 from nava_lab.training.settings import TERMINATED
 
@@ -61,7 +62,8 @@ def in_one_line(call: Callable[[], int | None]) -> None:
     quieten()
     keep_memory()
     try:
-        code = call()
+        with sigterm_ends():
+            code = call()
     except BrokenPipeError:  # whoever read the output (`| head`) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
@@ -75,11 +77,11 @@ def in_one_line(call: Callable[[], int | None]) -> None:
         if not isinstance(error, RunFailed) or os.environ.get("NAVA_DEBUG"):  # any other is a bug, and wants its traceback
             raise
         _fail(str(error), 1)
-    except KeyboardInterrupt:
-        _fail("stopped; the same command continues where it was", 130)
+    except KeyboardInterrupt as stopped:
+        _fail(said(stopped, "stopped"), 130)
     except SystemExit as ended:
-        if ended.code == TERMINATED:  # a training that saved itself first
-            _fail("saved and ended, as SIGTERM asks; the same command continues where it was", TERMINATED)
+        if ended.code == TERMINATED:
+            _fail(said(ended, "ended, as SIGTERM asks"), TERMINATED)
         raise
     if code:
         raise SystemExit(code)

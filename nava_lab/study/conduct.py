@@ -20,6 +20,7 @@ from nava_lab.study.results import CONFIRMATION, StudyResult
 from nava_lab.study.spec import Study, read_study
 from nava_lab.study.storage import JOURNAL, repeatable
 from nava_lab.study.worker import Worker
+from nava_lab.training.ending import noted
 
 Tell = Callable[[str], None]
 POLL_S = 1.0
@@ -125,10 +126,11 @@ def conduct(wish: Wish, tell: Tell) -> StudyResult:
         tell(f"{counts['failed']} failed before; --retry-failed tries them again")
     left = sum(part.confirmations for part in plan.points) - confirmed["finished"] - confirmed["failed"]
     wish = replace(wish, together=share(wish, left))
-    if wish.workers == 1:
-        Worker(ledger, tell, together=wish.together).work()
-    else:
-        _side_by_side(folder, place, wish, tell)
+    with noted(f"{folder}: the same command continues the study"):
+        if wish.workers == 1:
+            Worker(ledger, tell, together=wish.together).work()
+        else:
+            _side_by_side(folder, place, wish, tell)
     return ledger.write()
 
 

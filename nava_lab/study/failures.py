@@ -119,6 +119,20 @@ def state(folder: Path, step: int | None = None) -> str:
     return f"its state is safe at step {safe}" + (f" ({_lost(step - safe)})" if step and step > safe else "")
 
 
+def left_at(folder: Path, step: int | None, together: int = 0) -> str:
+    """Where a run is that somebody ended, and what the same command does with it.
+
+    Args:
+        folder: of the run.
+        step: how far it had come, where that is known.
+        together: how many seeds were computed at once, where several were trained in one process.
+    """
+    done = (folder / record.NAME).exists()
+    begun = (folder / "model.safetensors").exists() or bool(numbered(folder / "checkpoints"))
+    next_time = "" if done else f", and the same command {'continues it' if begun else 'starts it anew'}"
+    return f"{folder}: {state(folder, step)}{next_time}" + (", as with the seeds beside it" if together else "")
+
+
 def _lost(steps: int) -> str:
     return "1 step is lost" if steps == 1 else f"{steps} steps are lost"
 

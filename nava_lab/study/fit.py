@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -22,14 +23,15 @@ from nava_lab.study.build import Parts, network, parts
 from nava_lab.study.failures import note_step
 from nava_lab.study.warm import start_warm
 from nava_lab.training.averaging import averaging
-from nava_lab.training.callbacks import MetricsLog, Progress, broken, checkpoints
+from nava_lab.training.callbacks import MetricsLog, Progress, SameStart, agreed, broken, checkpoints
 from nava_lab.training.data import WorldData
+from nava_lab.training.ending import Asked
 from nava_lab.training.log import read_log, write_log
 from nava_lab.training.loggers import finish_loggers, make_logger
-from nava_lab.training.machine import Devices, check_compiler, prepare_layers
+from nava_lab.training.machine import Devices, check_compiler, end_together, of_first, prepare_layers
 from nava_lab.training.module import GenerativeModule
 from nava_lab.training.per_seed import Each
-from nava_lab.training.saved import give_up, newest_checkpoint, whole
+from nava_lab.training.saved import give_up, newest_checkpoint, readable, whole
 from nava_lab.training.settings import TERMINATED
 from nava_lab.training.sharding import full
 
@@ -80,10 +82,11 @@ class WallTime(pl.Callback):
 def train(config: Config, built: Parts, folder: Path, tell: Tell = print, watchers: Sequence[pl.Callback] = ()) -> None:
     """Train from the newest readable checkpoint, or from the start, and save the averaged weights.
 
-    ``watchers`` see the training and may end it, with an error of their own.
+    ``watchers`` see the training and may end it, with an error of their own. Asked to end (SIGTERM), it does so once what was
+    trained is safe.
     """
     torch.manual_seed(stable_seed("init", config.seed))
-    model, newest = network(config, built.solution), newest_checkpoint(folder / "checkpoints", tell)
+    model, newest = network(config, built.solution), start_of(folder / "checkpoints", tell)
     if config.warm_start.path and newest is None:
         start_warm(config, model, tell)
     machine, on = config.trainer, devices_of(config)
@@ -91,14 +94,37 @@ def train(config: Config, built: Parts, folder: Path, tell: Tell = print, watche
         check_compiler(machine.accelerator)
     prepare_layers(model, machine.compile, machine.checkpoint_activations)
     module = GenerativeModule(model, built.objective, built.drawing, config.training, config.seed, machine.accumulate, on.sharded)
-    clock = WallTime([config.seed])
+    clock, asked = WallTime([config.seed]), Asked()
     check(config.attention.backend, machine.accelerator, gradients=True)
-    trainer = trainer_of(config, folder, [clock, *callbacks_of(config, folder), *watchers])
+    same = SameStart(folder / "checkpoints", newest)
+    trainer = trainer_of(config, folder, [clock, same, *callbacks_of(config, folder, asked), *watchers])
     if newest is not None:
         tell(f"{folder.name}: continuing from {newest.name}")
     if trainer.is_global_zero:
         sit_down(folder, config, newest, tell)
-    fit(trainer, module, WorldData(config.world, config.training, config.seed), newest)
+    with asked.listening():
+        fit(trainer, module, WorldData(config.world, config.training, config.seed), newest)
+        save_trained(trainer, module, folder, clock)
+        (ends,) = agreed(trainer, [asked.yes])
+    if ends:
+        end_together()
+
+
+def start_of(folder: Path, tell: Tell) -> Path | None:
+    """The checkpoint that a training goes on from: the first process's newest readable one, None for none.
+
+    Also None where this process cannot read the one that the first has chosen: ``SameStart`` then has all of them refuse.
+    """
+    if dist.is_initialized() and dist.get_rank():
+        name = of_first(None)
+        return readable(folder / name) if name else None
+    newest = newest_checkpoint(folder, tell)
+    of_first(newest and newest.name)
+    return newest
+
+
+def save_trained(trainer: pl.Trainer, module: GenerativeModule, folder: Path, clock: WallTime) -> None:
+    """Save the averaged weights; FloatingPointError where they are no numbers."""
     weights = {name: full(part) for name, part in module.network.state_dict().items()}  # of shards, all processes must ask
     if not all(bool(part.isfinite().all()) for part in weights.values()):  # of the last step: no later loss tells of it
         error = FloatingPointError(broken(trainer.global_step))
@@ -109,13 +135,14 @@ def train(config: Config, built: Parts, folder: Path, tell: Tell = print, watche
 
 
 def fit(trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule, start: Path | None) -> None:
-    """Train from a checkpoint, or from the start, to the end; an error is told how far it came."""
+    """Train from a checkpoint, or from the start, to the end; an error, or who ends it, is told how far it came."""
     try:
         trainer.fit(module, data, ckpt_path=start, weights_only=True)
     except SystemExit as ended:
-        if ended.code == TERMINATED:
-            raise
-        raise KeyboardInterrupt from None  # how Lightning ends after Ctrl-C
+        by_hand = ended.code == 1  # how Lightning ends after Ctrl-C
+        error = KeyboardInterrupt() if by_hand else SystemExit(TERMINATED if ended.code is None else ended.code)
+        note_step(error, trainer.global_step)
+        raise error from None
     except Exception as error:
         note_step(error, trainer.global_step)
         raise
@@ -124,10 +151,10 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataM
             finish_loggers(trainer.loggers)
 
 
-def callbacks_of(config: Config, folder: Path) -> list[pl.Callback]:
-    """What watches every training: log, average, bar, checkpoints."""
+def callbacks_of(config: Config, folder: Path, asked: Asked) -> list[pl.Callback]:
+    """What watches every training: log, average, bar, checkpoints, who asks it to end."""
     bar = [Progress(config.training.steps, f"{config.variant.name} s{config.seed}")] if config.output.progress else []
-    kept = checkpoints(folder / "checkpoints", config.training)
+    kept = checkpoints(folder / "checkpoints", config.training, asked)
     return [MetricsLog(folder / "metrics.jsonl"), *averaging(config.training), *bar, *kept]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ from nava_lab.study.identity import run_name
 from nava_lab.study.run import FAILED, prepared, run, state_of
 from nava_lab.study.seeds import SEEDS, TOGETHER, asked, check_stackable, composed_for, configs_of, run_seeds
 from nava_lab.training.callbacks import Stopped
+from nava_lab.training.ending import noted
 from nava_lab.training.quiet import quieten
 from nava_lab.training.settings import TERMINATED
 
@@ -112,11 +114,9 @@ def multirun(overrides: Sequence[str], tell: Tell, retry_failed: bool = False) -
     ]
     tell(f"{len(jobs)} runs, all checked" + "".join(f"; {part}" for part in more if part))
     if left:
-        _launch(
-            _stacked(left, together) if seeds else [job.overrides for job in left],
-            [part for part in overrides if _for_hydra(part)],
-            tell,
-        )
+        combined = _stacked(left, together) if seeds else [job.overrides for job in left]
+        with noted(f"{len(jobs)} runs, of which the same command continues what is not finished"):
+            _launch(combined, [part for part in overrides if _for_hydra(part)], tell)
     failed = [f"{job.folder.name}: {reason}" for job in jobs if (reason := _reason(job.folder))]
     if failed:
         raise ConfigError(f"{len(failed)} of {len(jobs)} runs failed: " + "; ".join(failed))
@@ -193,24 +193,29 @@ def in_own_process(overrides: Sequence[str], alive: Callable[[], bool] = lambda:
 
     Raises:
         Stopped: ``alive`` said no, and the run was ended; somebody is to go on with it.
-        SystemExit: somebody else asked it to end (SIGTERM): so does this process, with the same status.
+        SystemExit: somebody else asked it to end (SIGTERM): so does this process, with the same status. Where this one is
+            asked, or meets Ctrl-C, it ends the run first.
     """
     stopped = False
     command: list[Any] = [sys.executable, "-m", "nava_lab", "train", *overrides]
     path = os.pathsep.join(part for part in (str(CONFIGS.parent), os.environ.get("PYTHONPATH", "")) if part)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
-    while True:
-        try:
-            output, _ = process.communicate(timeout=1.0)
-        except subprocess.TimeoutExpired:
-            if not alive():
-                stopped = True
-                process.terminate()
-            continue
-        break
+    try:
+        while True:
+            try:
+                output, _ = process.communicate(timeout=1.0)
+                break
+            except subprocess.TimeoutExpired:
+                if not alive():
+                    stopped = True
+                    process.terminate()
+    except BaseException:  # SIGTERM, Ctrl-C: nobody would hear of the run any more
+        process.terminate()
+        process.wait()
+        raise
     if process.returncode and stopped:
         raise Stopped(f"nava train {' '.join(overrides)} was ended")
-    if process.returncode == TERMINATED:
+    if process.returncode in (TERMINATED, -signal.SIGTERM):  # the latter before it could listen
         raise SystemExit(TERMINATED)
     if process.returncode:
         raise RuntimeError(f"nava train {' '.join(overrides)} ended with status {process.returncode}")

@@ -39,11 +39,12 @@ from nava_lab.registry import metrics
 from nava_lab.study import record
 from nava_lab.study.build import Parts, interface, parts
 from nava_lab.study.describe import attention
-from nava_lab.study.failures import chain, explained, in_words, is_lost_peer
+from nava_lab.study.failures import chain, explained, in_words, is_lost_peer, left_at, step_of
 from nava_lab.study.fit import devices_of, load_model, machines, stacked_with, train
 from nava_lab.study.identity import MADE_BY, NOT_PART, code_fingerprint, git_revision, run_hash, run_name, variant_fingerprint
 from nava_lab.study.warm import check_start
 from nava_lab.training.callbacks import EndedEarly
+from nava_lab.training.ending import note_end
 from nava_lab.training.loggers import check_logger
 from nava_lab.training.machine import leave, meet, wait_for_all
 
@@ -90,10 +91,7 @@ def run(config: Config, tell: Tell = print, watchers: Sequence[pl.Callback] = ()
         watchers: they see the training (callbacks of Lightning) and may end it, with an error of their own.
         begun: the folder of a run that goes on on another machine than ``config.yaml`` there says (see ``resumed``).
     """
-    try:
-        meet(devices_of(config))
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    join(config)
     first = not getattr(rank_zero_only, "rank", 0)
     tell = tell if first else lambda message: None
     if not first:
@@ -118,6 +116,14 @@ def run(config: Config, tell: Tell = print, watchers: Sequence[pl.Callback] = ()
             if not leave():
                 score(config, folder, tell, built)
     return folder
+
+
+def join(config: Config) -> None:
+    """Meet the processes that somebody started for this run; ConfigError where they are not as many as it trains on."""
+    try:
+        meet(devices_of(config))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def prepare_folder(config: Config, folder: Path, identity: dict[str, str], tell: Tell) -> None:
@@ -180,6 +186,9 @@ def failures_written(folder: Path, config: Config, together: int = 0) -> Iterato
     try:
         yield
     except EndedEarly:
+        raise
+    except (KeyboardInterrupt, SystemExit) as ended:
+        note_end(ended, left_at(folder, step_of(ended), together))
         raise
     except Exception as error:
         told = explained(error, folder, config, together)

@@ -25,12 +25,13 @@ from nava_lab.study.build import Parts, network
 from nava_lab.study.failures import RunFailed, chain, in_words
 from nava_lab.study.fit import WallTime, devices_of, fit, save_weights, sit_down, train, trainer_of
 from nava_lab.study.identity import run_name
-from nava_lab.study.run import RunBusy, alone, failures_written, identify, prepare_folder, prepared, score, scoring_record
+from nava_lab.study.run import RunBusy, alone, failures_written, identify, join, prepare_folder, prepared, score, scoring_record
 from nava_lab.study.warm import start_warm
 from nava_lab.training.averaging import averaging
-from nava_lab.training.callbacks import EndedEarly, Progress
+from nava_lab.training.callbacks import EndedEarly, Ends, Progress
+from nava_lab.training.ending import Asked
 from nava_lab.training.loggers import make_logger
-from nava_lab.training.machine import prepare_layers
+from nava_lab.training.machine import end_together, prepare_layers
 from nava_lab.training.per_seed import SeedCheckpoints, SeedFiles, SeedLog, SeedLogger
 from nava_lab.training.saved import Files, numbered
 from nava_lab.training.saved import check as check_file
@@ -194,6 +195,7 @@ def run_seeds(
     """
     first = configs[0]
     check_stackable(first)
+    join(first)
     together = at_once(first, len(configs), together)
     built = prepared(first)
     for line in scoring_record(first, built).get("unlike_training", ()):
@@ -331,13 +333,12 @@ def train_together(group: Sequence[Seed], start: Mapping[int, Path], how: Sittin
     plugins = [part for part in devices_of(config).plugins() if not isinstance(part, Files)]
     loggers = [make_logger(config.logger.kind, config.logger.project, run.folder) for run in group]
     told = [SeedLogger(logger, seed, module.fallen) if logger else None for logger, seed in zip(loggers, seeds, strict=True)]
-    clock = WallTime(seeds)
+    clock, asked = WallTime(seeds), Asked()
     logs = [SeedLog(run.folder / "metrics.jsonl", run.seed, one) for run, one in zip(group, told, strict=True)]
     callbacks: list[pl.Callback] = [clock, *logs, *averaging(config.training), *how.watchers]
     if config.output.progress:
         callbacks.append(Progress(config.training.steps, f"{config.variant.name} s{','.join(map(str, seeds))}"))
-    if config.training.saves:
-        callbacks.append(SeedCheckpoints(folders, config.training))
+    callbacks.append(SeedCheckpoints(folders, config.training, asked) if config.training.saves else Ends(asked))
     trainer = trainer_of(config, lead, callbacks, [one for one in told if one is not None] or False, [*plugins, files])
     aside = set_aside(config, together)
     pace = f"{together} at once" if together > 1 else "in turns"
@@ -347,13 +348,16 @@ def train_together(group: Sequence[Seed], start: Mapping[int, Path], how: Sittin
         if run.seed in start:
             tell(f"{run.folder.name}: continuing from {start[run.seed].name}")
         sit_down(run.folder, run.config, start.get(run.seed), tell)
-    fit(trainer, module, StackedData(config.world, config.training, seeds), newest)
-    module.note_broken_weights()  # of the last step: no later loss tells of it
-    state = {name: part.cpu() for name, part in module.network.state_dict().items()}
-    for number, run in enumerate(group):
-        if run.seed not in module.fallen:
-            weights = unstacked(state, number)
-            save_weights(run.folder / "model.safetensors", weights, clock.about(number, trainer.global_step))
+    with asked.listening():
+        fit(trainer, module, StackedData(config.world, config.training, seeds), newest)
+        module.note_broken_weights()  # of the last step: no later loss tells of it
+        state = {name: part.cpu() for name, part in module.network.state_dict().items()}
+        for number, run in enumerate(group):
+            if run.seed not in module.fallen:
+                weights = unstacked(state, number)
+                save_weights(run.folder / "model.safetensors", weights, clock.about(number, trainer.global_step))
+    if asked.yes:
+        end_together()
     return dict(module.fallen)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,6 +35,7 @@ from nava_lab.study.seeds import Ended, configs_of, run_seeds
 from nava_lab.study.space import VALIDATION_LOSS
 from nava_lab.study.tuning import higher_is_better, suggest
 from nava_lab.training.callbacks import EndedEarly, Stopped, Watch
+from nava_lab.training.ending import sigterm_ends
 from nava_lab.training.log import read_log
 from nava_lab.training.quiet import quieten
 
@@ -279,7 +279,6 @@ def main(arguments: list[str]) -> None:
     keep_memory()
     folder, place, lease_s = Path(arguments[0]), arguments[1], float(arguments[2])
     parent, together = map(int, arguments[3:])
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
 
     def tell(message: str) -> None:
         print(message, file=sys.stderr, flush=True)
@@ -288,7 +287,8 @@ def main(arguments: list[str]) -> None:
     ledger = Ledger(load_study(folder).study, folder, place, lease_s)
     worker = Worker(ledger, tell, lambda: os.getppid() != parent, together)
     try:
-        worker.work()
+        with sigterm_ends():
+            worker.work()
     except StudyError as error:
         tell(f"worker {os.getpid()}: {error}")
         sys.exit(2)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import signal
-import threading
+import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,14 +12,17 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
 
 from nava_lab.training.averaging import local
+from nava_lab.training.ending import Asked
 from nava_lab.training.log import LOG, read_log, write_log
 from nava_lab.training.loggers import recall
+from nava_lab.training.machine import end_together
 from nava_lab.training.saved import SUFFIX, clear, numbered, remove, settle
-from nava_lab.training.settings import TERMINATED, Training
+from nava_lab.training.settings import Training
 
 LOG_EVERY = 10
 KEPT = 2  # checkpoints
@@ -138,32 +140,74 @@ class Watch(pl.Callback):
             raise how(f"ended at step {trainer.global_step}")
 
 
+class SameStart(pl.Callback):
+    """Refuses, in every process, to train where one of them would not start from what the first does.
+
+    Args:
+        folder: of the checkpoints.
+        start: this process's; None for none, be it that there is none or that it cannot be read here.
+    """
+
+    def __init__(self, folder: Path, start: Path | None):
+        self.folder, self.name = folder, start and start.name
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if trainer.world_size == 1:
+            return
+        all_of: list[Any] = [None] * trainer.world_size
+        dist.all_gather_object(all_of, (self.name, socket.gethostname()))
+        first = all_of[0][0]
+        for rank, (name, host) in enumerate(all_of):
+            if name == first:
+                continue
+            has = f"can read no {self.folder / first}" if first else f"would continue from {self.folder / name}"
+            whence = "continues from there" if first else "starts anew"
+            raise ValueError(
+                f"process {rank} on {host} {has}, and the first process, which decides, {whence}: "
+                "all processes of a run need the same folder (output.root)"
+            )
+
+
+class Ends(pl.Callback):
+    """Ends a training of which nothing is saved after the step at which it is asked to (SIGTERM)."""
+
+    def __init__(self, asked: Asked):
+        self.asked = asked
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.asked.listen()  # in the place of Lightning, whose processes would not end after the same step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        (asked,) = agreed(trainer, [self.asked.yes])
+        if asked and trainer.global_step < trainer.max_steps:  # of the last step the weights are saved
+            end_together()
+
+
 class Checkpoints(Checkpoint):
     """The two newest checkpoints, each whole or not at all; never one of weights that are none.
 
     They are written after the steps ``moments``, when the last is too long ago, and when the run is asked to end (SIGTERM), which
-    it then does. Where such a step is also validated, it is saved after its validation: a run that was killed between the two
-    would resume past it, and its line would be missing from the log. What need not be this very step waits for the next.
+    it then does (in the last step: once its weights are saved). Where such a step is also validated, it is saved after its
+    validation: a run that was killed between the two would resume past it, and its line would be missing from the log. What need
+    not be this very step waits for the next.
     """
 
-    def __init__(self, folder: Path, training: Training):
-        self.folder, self.moments = folder, training.saved_after()
+    def __init__(self, folder: Path, training: Training, asked: Asked):
+        self.folder, self.moments, self.asked = folder, training.saved_after(), asked
         self.validated_every = training.every(training.validations)
         self.seconds = 60 * training.checkpoint_minutes or math.inf
-        self.saved, self.asked = time.monotonic(), False
+        self.saved = time.monotonic()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if trainer.is_global_zero:
             clear(self.folder)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Listen for SIGTERM in the place of Lightning, which would end without saving, and puts back what was there before."""
-        self.saved, self.asked = time.monotonic(), False
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._ask)
-
-    def _ask(self, *_: Any) -> None:
-        self.asked = True
+        """Listen for SIGTERM in the place of Lightning, which would end without saving."""
+        self.saved = time.monotonic()
+        self.asked.listen()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -180,24 +224,17 @@ class Checkpoints(Checkpoint):
         return bool(every) and trainer.global_step % every == 0
 
     def _save_if_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        overdue, asked = self._agreed(trainer, [time.monotonic() - self.saved >= self.seconds, self.asked])
+        overdue, asked = agreed(trainer, [time.monotonic() - self.saved >= self.seconds, self.asked.yes])
         if trainer.global_step >= trainer.max_steps:  # what ends is not continued
             return
         if trainer.global_step in self.moments or ((overdue or asked) and self._at_any(trainer)):
             self._save(trainer, pl_module)
             if asked:
-                raise SystemExit(TERMINATED)
+                end_together()
 
     def _at_any(self, trainer: pl.Trainer) -> bool:
         """Whether a step may be saved that is none of the moments."""
         return not self._validated(trainer) or self.validated_every == 1
-
-    def _agreed(self, trainer: pl.Trainer, mine: Sequence[bool]) -> list[bool]:
-        """What some process wants: all of them do the same after the same step."""
-        if trainer.world_size == 1:
-            return list(mine)
-        wanted = torch.tensor(mine, dtype=torch.float32, device=trainer.strategy.root_device)
-        return [share > 0 for share in trainer.strategy.reduce(wanted, reduce_op="mean").tolist()]
 
     def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.check(trainer, pl_module)
@@ -221,6 +258,14 @@ class Checkpoints(Checkpoint):
         return [self.folder]
 
 
+def agreed(trainer: pl.Trainer, mine: Sequence[bool]) -> list[bool]:
+    """What some process wants: all of them do the same after the same step."""
+    if trainer.world_size == 1:
+        return list(mine)
+    wanted = torch.tensor(mine, dtype=torch.float32, device=trainer.strategy.root_device)
+    return [share > 0 for share in trainer.strategy.reduce(wanted, reduce_op="mean").tolist()]
+
+
 def broken(step: int) -> str:
     """What is to be said of weights that are no numbers."""
     return f"weights are infinite or not a number at step {step}"
@@ -232,6 +277,6 @@ def finite(trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
     return bool(trainer.strategy.reduce(mine.float(), reduce_op="mean") == 1)
 
 
-def checkpoints(folder: Path, training: Training) -> list[pl.Callback]:
-    """The checkpoint callback, unless switched off."""
-    return [Checkpoints(folder, training)] if training.saves else []
+def checkpoints(folder: Path, training: Training, asked: Asked) -> list[pl.Callback]:
+    """What saves the training and ends it when it is asked to; where saving is switched off, what ends it."""
+    return [Checkpoints(folder, training, asked)] if training.saves else [Ends(asked)]

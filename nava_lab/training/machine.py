@@ -6,7 +6,7 @@ import os
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from nava_lab.training.saved import Files
+from nava_lab.training.settings import TERMINATED
 from nava_lab.training.sharding import Sharded
 
 GRAPHS = 64  # of one function; torch's own limit of 8 is soon reached, and then nothing more is compiled
@@ -111,6 +112,25 @@ def wait_for_all() -> None:
     """Return when every process that has met is here."""
     if dist.is_initialized():
         dist.all_reduce(torch.zeros(1))
+
+
+def of_first(value: Any) -> Any:
+    """What the first of the processes that have met holds, in each of them; of those that have not, each its own."""
+    held = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(held)
+    return held[0]
+
+
+def end_together() -> NoReturn:
+    """End this process as all of its training do now, because somebody asked for it (SIGTERM).
+
+    What Lightning started beside the first process of a machine ends with 0: any other status of theirs is a crash to its
+    observer, which then kills the first, within 5 s, before that has told its own.
+    """
+    found = surroundings()
+    beside = (found is None or not found.creates_processes_externally) and int(os.environ.get("LOCAL_RANK", 0)) > 0
+    raise SystemExit(0 if beside else TERMINATED)
 
 
 def prepare_layers(network: nn.Module, compiled: bool, checkpointed: bool) -> None:

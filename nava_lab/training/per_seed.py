@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from nava_lab.training.callbacks import Checkpoints, MetricsLog
+from nava_lab.training.ending import Asked
 from nava_lab.training.saved import Files, clear
 from nava_lab.training.settings import Training
 from nava_lab.training.stacked import StackedModule, unstacked
@@ -116,8 +117,8 @@ class SeedCheckpoints(Checkpoints):
     Old ones go when all seeds have the new one: wherever a training is killed, there is a step that all seeds have.
     """
 
-    def __init__(self, folders: Mapping[int, Path], training: Training):
-        super().__init__(next(iter(folders.values())), training)
+    def __init__(self, folders: Mapping[int, Path], training: Training, asked: Asked):
+        super().__init__(next(iter(folders.values())), training, asked)
         self.folders = folders
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

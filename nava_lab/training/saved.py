@@ -148,6 +148,15 @@ def newest_checkpoint(folder: Path, tell: Tell) -> Path | None:
     return None
 
 
+def readable(path: Path) -> Path | None:
+    """A checkpoint, or None where it is not there or cannot be read."""
+    try:
+        check(path)
+    except Exception:  # whatever a torn file raises
+        return None
+    return path
+
+
 def give_up(folder: Path, step: int, tell: Tell) -> None:
     """Take the checkpoints that are newer than a step out of the way of a training that goes on from it.
 

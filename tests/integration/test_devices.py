@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -26,13 +27,14 @@ from nava_lab.registry import PACKAGE, variants, worlds
 from nava_lab.study.failures import RunFailed
 from nava_lab.study.run import resumed, run
 from nava_lab.training import saved
+from nava_lab.training.callbacks import SameStart
 from nava_lab.training.data import WorldData
-from nava_lab.training.machine import Devices, prepare_layers
+from nava_lab.training.machine import Devices, end_together, meet, prepare_layers
 from nava_lab.training.module import GenerativeModule
 from nava_lab.training.settings import TERMINATED, Training
 from nava_lab.training.sharding import full
 from tests.conftest import fitting
-from tests.ranks import needs_fork, together
+from tests.ranks import environment, needs_fork, together
 
 pytestmark = needs_fork
 WORLD = worlds.get("gaussian")()
@@ -250,6 +252,9 @@ def test_a_distributed_run_is_refused_where_it_cannot_be_meant(one, tmp_path, mo
     assert "start it without torchrun" in capsys.readouterr().err
     with pytest.raises(ConfigError, match=r"2 processes were started for trainer.devices=1"):
         run(load([*SMALL, "trainer=cpu", f"output.root={tmp_path}"]))
+    with pytest.raises(SystemExit):
+        main(["train", "seeds=2", *SMALL, "trainer=cpu", f"output.root={tmp_path}"])
+    assert "2 processes were started for trainer.devices=1" in capsys.readouterr().err
 
 
 def test_a_process_that_fails_is_heard_and_the_others_do_not_hang(tmp_path):
@@ -337,6 +342,67 @@ def test_a_process_that_is_asked_to_end_has_all_save_and_end(one, tmp_path):
     same_numbers(one, folder)
 
 
+def test_processes_that_are_asked_to_end_in_the_last_step_save_its_weights_and_end_before_it_is_scored(one, tmp_path):
+    class Asked(pl.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, index):
+            if trainer.global_rank == 1 and trainer.global_step == trainer.max_steps:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    config = load([*SMALL, "trainer=fsdp", *TWO, f"output.root={tmp_path}"])
+    assert together(lambda rank: run(config, lambda message: None, [Asked()])) == [TERMINATED, TERMINATED]
+    (folder,) = tmp_path.glob("unified-*")
+    assert (folder / "model.safetensors").exists()
+    assert not [path.name for path in folder.glob("*.json") if path.name in ("record.json", "failed.json")]
+    resumed(folder, ["trainer=cpu"], lambda message: None)
+    same_numbers(one, folder)
+
+
+@pytest.mark.parametrize("kind", ["torchrun", "nodes"])
+def test_the_first_process_decides_where_all_start_and_one_that_cannot_refuses_for_all(one, kind, tmp_path):
+    """Each with a folder of its own, as on machines that share none: one lacks the file; or has a newer one."""
+    each = {"torchrun": [*TWO, "trainer=ddp"], "nodes": ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=1"]}[kind]
+    each += ["trainer.nodes=2"] if kind == "nodes" else []
+
+    def work(rank, where, change):
+        folder = begun(one, where / str(rank) / one.name)
+        change(rank, saved.numbered(folder / "checkpoints")[0])
+        with (where / f"told-{rank}").open("w") as told, contextlib.redirect_stderr(told):
+            main(["train", "--continue", str(folder), *each])
+
+    def lacks(rank, newest):
+        if rank == 1:
+            newest.unlink()
+
+    def is_behind(rank, newest):
+        if rank == 0:
+            newest.unlink()
+
+    for name in ("lacks", "behind"):
+        (tmp_path / name).mkdir()
+    assert together(lambda rank: work(rank, tmp_path / "lacks", lacks), kind) == [2, 2]
+    for rank in (0, 1):
+        told = (tmp_path / "lacks" / f"told-{rank}").read_text().splitlines()
+        path = Path("checkpoints") / "0000009.ckpt"
+        assert "process 1 on " in told[-1]
+        assert f"{path}, and the first process, which decides, continues from there" in told[-1]
+        assert not [line for line in told if "Traceback" in line]
+    assert together(lambda rank: work(rank, tmp_path / "behind", is_behind), kind) == [0, 0]
+    same_numbers(one, tmp_path / "behind" / "0" / one.name)
+
+
+def test_processes_that_have_chosen_before_they_met_refuse_where_they_differ(tmp_path):
+    """Those that Lightning starts meet within its ``fit``."""
+
+    def work(rank):
+        meet(Devices("cpu", 2))
+        group = SimpleNamespace(world_size=2)
+        SameStart(tmp_path, Path("0000005.ckpt")).setup(group, None, "fit")
+        with pytest.raises(ValueError, match=r"process 1 on .* would continue from .*0000005.ckpt, and the first.* starts anew"):
+            SameStart(tmp_path, Path("0000005.ckpt") if rank else None).setup(group, None, "fit")
+
+    assert together(work) == [0, 0]
+
+
 def test_an_unreadable_sharded_checkpoint_is_named_and_passed_over(sharded, tmp_path):
     run_folder, told = begun(sharded, tmp_path / sharded.name), []
     older, newest = sorted((run_folder / "checkpoints").glob("*.ckpt"))
@@ -345,6 +411,47 @@ def test_an_unreadable_sharded_checkpoint_is_named_and_passed_over(sharded, tmp_
     resumed(run_folder, ["trainer=cpu"], told.append)
     assert any(f"{newest} cannot be read" in line for line in told)
     assert any(f"continuing from {older.name}" in line for line in told)
+
+
+@pytest.mark.parametrize(
+    ("where", "status"),
+    [
+        ({}, TERMINATED),
+        ({"LOCAL_RANK": "0"}, TERMINATED),
+        ({"LOCAL_RANK": "1"}, 0),
+        (environment("torchrun", 1, 2, 1), TERMINATED),
+    ],
+)
+def test_what_lightning_started_beside_the_first_process_does_not_look_crashed_to_its_observer(where, status, monkeypatch):
+    for key, value in where.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(SystemExit) as ended:
+        end_together()
+    assert ended.value.code == status
+
+
+@pytest.mark.slow
+def test_a_command_that_starts_its_own_processes_ends_with_all_of_them(tmp_path):
+    """SIGTERM to the first alone."""
+    import subprocess
+    import sys
+    import time
+
+    settings = [*SMALL, *TWO, "trainer=ddp", "training.steps=20000", "training.checkpoints=0", f"output.root={tmp_path}"]
+    env = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "nava_lab", "train", *settings]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env) as process:
+        while not list(tmp_path.glob("*/metrics.jsonl")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.terminate()
+        _, told = process.communicate(timeout=120)
+    assert process.returncode == TERMINATED
+    (folder,) = tmp_path.glob("unified-*")
+    (path,) = saved.numbered(folder / "checkpoints")
+    assert told.splitlines()[-1].endswith(f"its state is safe at step {int(path.stem)}, and the same command continues it")
+    assert told.count("as SIGTERM asks") == 1
+    assert not (folder / "failed.json").exists()
 
 
 @pytest.mark.slow

@@ -20,7 +20,10 @@ def test_a_run_that_is_killed_at_any_moment_ends_as_an_unbroken_one(tmp_path, ca
     assert kills.main(arguments) == 0
     assert "equal" not in capsys.readouterr().err
     path = tmp_path / "kills.json"
-    assert sum(len(run["kills"]) for run in json.loads(path.read_text())["runs"]) == 4
+    runs = json.loads(path.read_text())["runs"]
+    assert sum(len(run["kills"]) for run in runs) == 4
+    assert [bool(run["clock_s"]) for run in runs[:2]] == [False, True]
+    assert runs[1]["kills"]
     run, other = (kills.only_run(tmp_path / name) for name in ("run-0", "unbroken"))
     log = run / "metrics.jsonl"
     log.write_text(log.read_text()[:-3])

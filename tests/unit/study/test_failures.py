@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from nava_lab.cli import in_one_line, main
-from nava_lab.config import load
+from nava_lab.config import composed, load
 from nava_lab.study import run as running
 from nava_lab.study.failures import RunFailed
+from nava_lab.study.seeds import configs_of, run_seeds
 from nava_lab.training import saved
+from nava_lab.training.ending import Asked
 from nava_lab.training.settings import TERMINATED
 
 SMALL = [
@@ -21,6 +23,8 @@ SMALL = [
     *("training.steps=8", "training.validations=2", "training.checkpoints=3", "evaluation.previews=0", "evaluation.clips=4"),
     *("evaluation.loss_clips=8", "output.progress=false", "logger=none", "trainer=cpu"),
 ]
+
+OFF = ["training.checkpoints=0", "training.checkpoint_minutes=0"]
 
 
 class At(pl.Callback):
@@ -97,14 +101,126 @@ def test_who_is_asked_to_end_saves_first(tmp_path, unbroken, capsys):
         with pytest.raises(SystemExit) as ended:
             in_one_line(lambda step=step: running.run(config, lambda message: None, [At(step, ask_to_end)]))
         assert ended.value.code == TERMINATED == 143
-        assert "saved and ended, as SIGTERM asks" in capsys.readouterr().err
         (folder,) = tmp_path.glob("unified-*")
+        state = f"its state is safe at step {saved_at}, and the same command continues it"
+        assert capsys.readouterr().err == f"nava: ended, as SIGTERM asks; {folder}: {state}\n"
         assert saved.numbered(folder / "checkpoints")[0].name == f"{saved_at:07d}.ckpt"
     assert not (folder / "failed.json").exists()
-    before = signal.getsignal(signal.SIGTERM)
-    running.run(config, lambda message: None, [At(8, ask_to_end)])  # what is done with training goes on
+    running.run(config, lambda message: None)
     ends_as(unbroken, folder)
+
+
+def in_the_last_validation(trainer, module):
+    if trainer.global_step == 8:
+        ask_to_end(trainer, module)
+
+
+class Validated(pl.Callback):
+    def on_validation_batch_start(self, trainer, module, *_):
+        in_the_last_validation(trainer, module)
+
+
+@pytest.mark.parametrize("saves", [True, False])
+@pytest.mark.parametrize("asks", [At(8, ask_to_end), Validated()])
+def test_who_is_asked_to_end_in_the_last_step_saves_its_weights_and_ends_before_it_is_scored(
+    asks, saves, tmp_path, unbroken, capsys, monkeypatch
+):
+    config = load([*SMALL, f"output.root={tmp_path}", *([] if saves else OFF)])
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        in_one_line(lambda: running.run(config, lambda message: None, [asks]))
+    assert ended.value.code == TERMINATED
     assert signal.getsignal(signal.SIGTERM) == before
+    told = capsys.readouterr().err
+    assert "its training is finished and safe in model.safetensors, and the same command continues it" in told
+    (folder,) = tmp_path.glob("unified-*")
+    assert not [path.name for path in folder.glob("*.json") if path.name in ("record.json", "failed.json")]
+    monkeypatch.setattr(running, "train", None)  # nothing is left to train
+    running.run(config, lambda message: None)
+    ends_as(unbroken, folder)
+
+
+def test_seeds_that_are_asked_to_end_in_their_last_step_all_save_their_weights(tmp_path, unbroken, capsys):
+    configs = configs_of(composed([*SMALL, f"output.root={tmp_path}"]), [0, 1])
+    for step, left, ends in ((3, "its state is safe at step 3", 0), (8, "its training is finished and safe", 2)):
+        with pytest.raises(SystemExit) as ended:
+            in_one_line(lambda step=step: run_seeds(configs, print, [At(step, ask_to_end)]))
+        assert ended.value.code == TERMINATED
+        (told,) = capsys.readouterr().err.splitlines()
+        assert left in told
+        assert told.endswith("the same command continues it, as with the seeds beside it")
+        assert len(list(tmp_path.glob("unified-*/model.safetensors"))) == ends
+        assert not list(tmp_path.glob("unified-*/record.json"))
+
+
+def test_who_is_asked_to_end_while_it_is_scored_ends_at_once(tmp_path, unbroken, capsys, monkeypatch):
+    config = load([*SMALL, f"output.root={tmp_path}"])
+    own, before = running.evaluate, signal.getsignal(signal.SIGTERM)
+
+    def asked(*arguments, **options):
+        ask_to_end(None, None)
+        return own(*arguments, **options)
+
+    monkeypatch.setattr(running, "evaluate", asked)
+    with pytest.raises(SystemExit) as ended:
+        in_one_line(lambda: running.run(config, lambda message: None))
+    assert ended.value.code == TERMINATED
+    assert "its training is finished and safe in model.safetensors" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
+    monkeypatch.undo()
+    (folder,) = tmp_path.glob("unified-*")
+    assert not [path.name for path in folder.glob("*.json") if path.name in ("record.json", "failed.json")]
+    running.run(config, lambda message: None)
+    ends_as(unbroken, folder)
+
+
+def test_a_job_that_is_asked_to_end_in_its_last_step_is_the_last_of_its_multirun(tmp_path, monkeypatch):
+    own, steps = Asked.listen, []
+
+    def listen(self):  # as the training begins
+        own(self)
+        ask_to_end(None, None)
+        steps.append(1)
+
+    monkeypatch.setattr(Asked, "listen", listen)
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "-m", "seed=0,1", *SMALL, "training.steps=1", "training.validations=1", f"output.root={tmp_path}"])
+    assert ended.value.code == TERMINATED
+    assert len(steps) == 1
+    assert len(list(tmp_path.glob("unified-*/model.safetensors"))) == 1
+    assert not list(tmp_path.glob("unified-*/record.json"))
+
+
+def by_hand(trainer, module):
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("do", [ask_to_end, by_hand])
+@pytest.mark.parametrize("saves", [True, False])
+def test_who_ends_a_training_is_told_what_the_same_command_does(do, saves, tmp_path, capsys):
+    """It promises no continuation of what was never saved."""
+    by_sigterm = do is ask_to_end
+    with pytest.raises(SystemExit) as ended:
+        in_one_line(lambda: running.run(load([*SMALL, f"output.root={tmp_path}", *([] if saves else OFF)]), print, [At(3, do)]))
+    assert ended.value.code == (TERMINATED if by_sigterm else 130)
+    (folder,) = tmp_path.glob("unified-*")
+    safe = "its state is safe at step 3" if by_sigterm else "its state is safe at step 2 (1 step is lost)"
+    steps = 4 if by_sigterm else 3  # who asks comes after who listens, in this step
+    lost = f"nothing had been saved yet, so {steps} steps are lost, and the same command starts it anew"
+    told = f"{safe}, and the same command continues it" if saves else lost
+    what = "ended, as SIGTERM asks" if by_sigterm else "stopped"
+    assert capsys.readouterr().err == f"nava: {what}; {folder}: {told}\n"
+    assert not (folder / "failed.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "what"), [(signal.SIGTERM, 143, "ended, as SIGTERM asks"), (signal.SIGINT, 130, "stopped")]
+)
+def test_a_command_that_trains_nothing_promises_nothing(sent, code, what, capsys):
+    with pytest.raises(SystemExit) as ended:
+        in_one_line(lambda: os.kill(os.getpid(), sent))
+    assert ended.value.code == code
+    assert capsys.readouterr().err == f"nava: {what}\n"
 
 
 def test_a_run_is_saved_when_the_last_time_is_long_ago_and_is_the_same_run(tmp_path, unbroken):

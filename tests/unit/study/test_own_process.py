@@ -6,6 +6,7 @@ import pytest
 
 from nava_lab.study.multirun import in_own_process
 from nava_lab.training.callbacks import Stopped
+from nava_lab.training.ending import sigterm_ends
 from nava_lab.training.settings import TERMINATED
 
 
@@ -33,6 +34,21 @@ def test_a_run_that_somebody_else_asks_to_end_ends_this_process_too(command):
     with pytest.raises(SystemExit) as ended:
         in_own_process([])
     assert ended.value.code == TERMINATED
+
+
+def test_a_run_that_somebody_ends_before_it_listens_ends_this_process_too(command):
+    command("kill -TERM $$")
+    with pytest.raises(SystemExit) as ended:
+        in_own_process([])
+    assert ended.value.code == TERMINATED
+
+
+def test_who_is_asked_to_end_while_a_run_goes_on_elsewhere_ends_it_first(command, tmp_path):
+    command(f"trap 'touch {tmp_path}/saved; exit 143' TERM; kill -TERM $PPID; while :; do sleep 0.05; done")
+    with pytest.raises(SystemExit) as ended, sigterm_ends():
+        in_own_process([])
+    assert ended.value.code == TERMINATED
+    assert (tmp_path / "saved").exists()
 
 
 def test_a_run_that_fails_says_its_status_and_one_that_ends_its_folder(command):

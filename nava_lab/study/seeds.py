@@ -22,13 +22,14 @@ from nava_lab.config import Config, ConfigError, device_count, typed
 from nava_lab.rng import stable_seed
 from nava_lab.study import record
 from nava_lab.study.build import Parts, network
-from nava_lab.study.failures import RunFailed, chain, in_words
+from nava_lab.study.failures import RunFailed, in_words
 from nava_lab.study.fit import WallTime, devices_of, fit, save_weights, sit_down, train, trainer_of
 from nava_lab.study.identity import run_name
 from nava_lab.study.run import RunBusy, alone, failures_written, identify, prepare_folder, prepared, score, scoring_record
 from nava_lab.study.warm import start_warm
 from nava_lab.training.averaging import averaging
 from nava_lab.training.callbacks import EndedEarly, Progress
+from nava_lab.training.ended import chain
 from nava_lab.training.loggers import make_logger
 from nava_lab.training.machine import prepare_layers
 from nava_lab.training.per_seed import SeedCheckpoints, SeedFiles, SeedLog, SeedLogger

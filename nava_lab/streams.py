@@ -15,6 +15,17 @@ from torch import Tensor
 TEXT = "text"  # the one modality that is read but never generated
 
 
+def onto(values: Tensor, device: torch.device | str) -> Tensor:
+    """Values of the host on a device, without waiting for what that has still to do; values of a device stay on it.
+
+    The way back is not this one: the host would read what is not there yet. A GPU's driver does wait when it has to fetch from
+    memory that may be paged out.
+    """
+    if values.device.type != "cpu":
+        return values.to(device)
+    return (values.pin_memory() if torch.device(device).type == "cuda" else values).to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class Packing:
     """Which sample each token of a packed row belongs to; the samples follow one another.
@@ -57,7 +68,7 @@ class References:
         return References(self.features[select], self.valid[select])
 
     def to(self, device: torch.device | str) -> References:
-        return References(self.features.to(device), self.valid.to(device))
+        return References(onto(self.features, device), onto(self.valid, device))
 
     def hidden(self, samples: Bool[Tensor, " b"]) -> References:
         """The same, of which the chosen samples are shown none."""
@@ -114,11 +125,11 @@ class Stream:
         return Stream(self.tokens[select], positions, valid, None, span, references, self.empty)
 
     def to(self, device: torch.device | str) -> Stream:
-        valid, span = (None if part is None else part.to(device) for part in (self.valid, self.span))
-        packing = None if self.packing is None else Packing(self.packing.ids.to(device), self.packing.lengths)
+        valid, span = (None if part is None else onto(part, device) for part in (self.valid, self.span))
+        packing = None if self.packing is None else Packing(onto(self.packing.ids, device), self.packing.lengths)
         references = None if self.references is None else self.references.to(device)
         empty = None if self.empty is None else self.empty.to(device)
-        return Stream(self.tokens.to(device), self.positions.to(device), valid, packing, span, references, empty)
+        return Stream(onto(self.tokens, device), onto(self.positions, device), valid, packing, span, references, empty)
 
     def packed(self) -> Stream:
         """The real tokens of all samples, one sample after the other, in a batch of one row. Asks the device for lengths.
@@ -239,7 +250,7 @@ class Batch:
     Attributes:
         streams: one per generated modality.
         text: captions as a stream of ids or features.
-        index: ``b``, each clip's number within its split: the key of everything drawn for it.
+        index: ``b``, each clip's number within its split: the key of everything drawn for it. Training keeps it on the host.
         extra: what a world knows besides (events, say); never shown to a model.
     """
 
@@ -276,4 +287,4 @@ def time_positions(
     steps = tokens // (grid[0] * grid[1])
     t = (torch.arange(steps, dtype=torch.float64) + 0.5) * seconds
     t, y, x = torch.meshgrid(t, torch.arange(grid[0]).double(), torch.arange(grid[1]).double(), indexing="ij")
-    return torch.stack((t, y, x), -1).reshape(1, tokens, 3).float().to(device)
+    return onto(torch.stack((t, y, x), -1).reshape(1, tokens, 3).float(), device)

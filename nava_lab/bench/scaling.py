@@ -88,7 +88,9 @@ def scaled(config: Config, overrides: Sequence[str], rounds: int, tell: Callable
         times: list[list[float]] = [[] for _ in subjects]
         for turn in range(rounds + 1):
             for own, subject in zip(times, subjects, strict=True):
-                seconds = sum(subject.step().values())
+                began = subject.now()
+                subject.whole()
+                seconds = subject.now() - began
                 if turn:
                     own.append(seconds)
         medians = [statistics.median(own) for own in times]

@@ -8,8 +8,14 @@ within one round, so that a machine that is busy for a while slows all of them a
 - x Wan, x LTX-2: forward and backward of our version of that transformer over diffusers', at the row's sizes.
 - products: those in the floor over the budget's training FLOPs; layers that are computed again
   (trainer.checkpoint_activations) are in the floor twice, so that it is no longer what the step cannot do without.
-- memory: bytes at the fullest moment of a step. MFU: the budget's training FLOPs over the bf16 peak, of GPUs that are known.
+- memory: bytes at the fullest moment of a step.
 - Lightning: what a step takes under Lightning's Trainer, beside the sum of the parts.
+
+On a GPU the step is timed whole, without waiting between its parts, which have a turn of their own; what it is judged by there
+is in ``bench.cards``, not the floor nor diffusers.
+
+- kernels: what the step's kernels take on the card, by torch's profiler; x kernels: the step's time over theirs.
+- MFU: the budget's training FLOPs over the card's dense bf16 peak, of cards that are known.
 """
 
 from __future__ import annotations
@@ -26,6 +32,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from nava_lab.bench.cards import PEAKS, card, missed_on_card, used
 from nava_lab.bench.peers import peers
 from nava_lab.bench.products import alone, flops
 from nava_lab.bench.scaling import scaled, show_scaling, too_steep
@@ -37,17 +44,6 @@ from nava_lab.study.run import device_of
 
 FLOOR_ONE_SPACE, FLOOR = 1.6, 1.9  # most of the floor's time: where everything shares one row of tokens, and elsewhere
 DIFFUSERS = 0.95  # most of diffusers' time at equal shapes
-# Dense bf16 FLOPs per second by the name that the driver tells: cards of one letter and number differ.
-PEAKS = {
-    "NVIDIA H200": 989e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H100 NVL": 835e12,
-    **dict.fromkeys(("NVIDIA A100-SXM4-40GB", "NVIDIA A100-SXM4-80GB", "NVIDIA A100-PCIE-40GB", "NVIDIA A100 80GB PCIe"), 312e12),
-    "NVIDIA L40": 181e12,
-    "NVIDIA L40S": 362e12,
-    "NVIDIA GeForce RTX 4090": 165e12,
-}
 OPTIONS = {"--rounds": "9", "--profile": ""}
 FLAGS = ("--json", "--scaling", "--no-peers")
 Tell = Callable[[str], None]
@@ -62,7 +58,9 @@ def measure(subjects: Sequence[Subject], rounds: int, with_peers: bool, tell: Te
         subject.step()
         products = subject.products()
         counted.append({"products": products.total(), "floor_flops": flops(products), "peak_bytes": subject.peak()})
-        contestants += [(at, "step", subject.step), (at, "floor", alone(products))]
+        contestants += [(at, "step", subject.whole), (at, "floor", alone(products))]
+        if subject.on_gpu:  # where looking at the parts makes the whole slower
+            contestants.append((at, "parts", subject.step))
         for peer in peers(subject) if with_peers else ():
             contestants += [(at, f"{peer.name} ours", peer.ours), (at, f"{peer.name} theirs", peer.theirs)]
     seconds: dict[tuple[int, str], list[float]] = {(at, name): [] for at, name, _ in contestants}
@@ -76,7 +74,7 @@ def measure(subjects: Sequence[Subject], rounds: int, with_peers: bool, tell: Te
             ended = subjects[at].now()
             if turn:
                 seconds[at, name].append(ended - began)
-                if name == "step":
+                if name == ("parts" if subjects[at].on_gpu else "step"):
                     taken[at].append(made)
     rows = []
     for at, subject in enumerate(subjects):
@@ -85,9 +83,10 @@ def measure(subjects: Sequence[Subject], rounds: int, with_peers: bool, tell: Te
         rows.append(row)
         row["samples_per_s"] = 1e3 * subject.batch_size / row["step_ms"]
         row["lightning_ms"] = 1e3 * subject.under_lightning(rounds + 3)
-        peak = _peak_flops(subject.device)
-        work = subject.built.solution.cost.flops_per_sample * row["samples_per_s"]
-        row["mfu"] = None if peak is None else work / peak
+        row["mfu"] = used(card(subject.device), subject.built.solution.cost.flops_per_sample * row["samples_per_s"])
+        kernels = (subject.kernels() if subject.on_gpu else None) or None  # none where the driver lets nobody look
+        row["kernels_ms"] = None if kernels is None else 1e3 * kernels
+        row["to_kernels"] = None if kernels is None else row["step_ms"] / row["kernels_ms"]
     return rows
 
 
@@ -101,7 +100,7 @@ def _about(subject: Subject) -> dict[str, Any]:
         "hidden": size.hidden,
         "tokens": tokens(subject.config.world.interface(), variant.text_place == "sequence"),
         "budget_flops": subject.built.solution.cost.flops_per_sample * subject.batch_size,
-        "target": FLOOR_ONE_SPACE if variant.text_place == "sequence" else FLOOR,
+        "target": None if subject.on_gpu else FLOOR_ONE_SPACE if variant.text_place == "sequence" else FLOOR,
     }
 
 
@@ -113,7 +112,7 @@ def tokens(interface: Interface, with_text: bool) -> int:
 def _timed(seconds: dict[str, list[float]], parts: Sequence[dict[str, float]]) -> dict[str, Any]:
     """Medians in milliseconds, and ratios within a round; ``ratios`` is each round's step over its floor."""
     phases = {f"{name}_ms": 1e3 * statistics.median(part[name] for part in parts) for name in PHASES}
-    whole = [sum(part.values()) for part in parts]
+    whole = seconds["step"] if "parts" in seconds else [sum(part.values()) for part in parts]
     ratios = _ratios(whole, seconds["floor"])
     step = statistics.median(whole)
     names = [name.removesuffix(" ours") for name in seconds if name.endswith(" ours")]
@@ -138,26 +137,21 @@ def _ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
     return [a / b for a, b in zip(above, below, strict=True)]
 
 
-def _peak_flops(device: torch.device) -> float | None:
-    if device.type != "cuda":
-        return None
-    return PEAKS.get(torch.cuda.get_device_name(device))
-
-
 def missed(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """What misses its target, each with its figure."""
+    """What misses its target, each with its figure; a row without a target was measured on a GPU, which has its own."""
+    on_cpu = [row for row in rows if row["target"] is not None]
     found = [
         f"{row['variant']} {row['to_floor']:.2f} x floor (at most {row['target']})"
-        for row in rows
+        for row in on_cpu
         if row["to_floor"] > row["target"]
     ]
-    for row in rows:
+    for row in on_cpu:
         found += [
             f"{row['variant']} {peer['ratio']:.2f} x {name} (at most {DIFFUSERS})"
             for name, peer in row["peers"].items()
             if peer["ratio"] > DIFFUSERS
         ]
-    return found
+    return found + [miss for row in rows if row["target"] is None for miss in missed_on_card(row)]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -170,8 +164,10 @@ def main(arguments: Sequence[str]) -> int:
         print(message, file=sys.stderr, flush=True)
 
     configs = list(each(overrides))
+    device = device_of(configs[0][0])
     about = {
-        "device": str(device_of(configs[0][0])),
+        "device": str(device),
+        "card": card(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "rounds": int(options["--rounds"]),
@@ -228,7 +224,9 @@ def each(overrides: Sequence[str]) -> Iterator[tuple[Config, list[str]]]:
 def show(rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> None:
     """The table and the verdict."""
     names = list(dict.fromkeys(name for row in rows for name in row["peers"]))
-    table = Table(title=f"a training step on {about['device']}, {about['threads']} threads; ms", title_justify="left")
+    on_gpu = any(row["target"] is None for row in rows)
+    own = ("kernels", "x kernels", "MFU") if on_gpu else ()
+    table = Table(title=f"a training step on {about['card']}, {about['threads']} threads; ms", title_justify="left")
     for column in (
         "variant",
         "weights",
@@ -241,7 +239,7 @@ def show(rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> None:
         "products",
         *(f"x {n}" for n in names),
         "peak MiB",
-        "MFU",
+        *own,
     ):
         table.add_column(column, justify="left" if column == "variant" else "right")
     for row in rows:
@@ -257,9 +255,11 @@ def show(rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> None:
             number(row["floor_flops"] / row["budget_flops"], 2),
             *(number(row["peers"].get(name, {}).get("ratio"), 2) for name in names),
             number(row["peak_bytes"] / 2**20, 0),
-            number(row["mfu"], 2),
+            *((number(row["kernels_ms"], 2), number(row["to_kernels"], 2), number(row["mfu"], 2)) if on_gpu else ()),
         )
     console = Console()
     console = console if console.is_terminal else Console(width=180)
     console.print(table)
+    if on_gpu and about["card"] not in PEAKS:
+        console.print(f"MFU: the bf16 peak of {about['card']} is not known", highlight=False)
     console.print(f"missed: {'; '.join(missed(rows)) or 'nothing'}", soft_wrap=True, highlight=False)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from nava_lab.bench.cards import kernel_seconds
 from nava_lab.bench.products import Product, recorded
 from nava_lab.config import Config, ConfigError, device_count
 from nava_lab.rng import generators, stable_seed
@@ -79,8 +80,13 @@ class Subject:
     def batch_size(self) -> int:
         return self.config.training.batch_size
 
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
     def now(self) -> float:
-        if self.device.type == "cuda":
+        """Seconds, when the device has done all that it was given."""
+        if self.on_gpu:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
@@ -89,26 +95,31 @@ class Subject:
         wanted = str(self.config.trainer.precision).startswith("bf16")
         return torch.autocast(self.device.type, torch.bfloat16, enabled=wanted)
 
-    def step(self) -> dict[str, float]:
-        """One step on the next clips; seconds of each phase."""
-        moments = [self.now()]
-        index = torch.arange(self.steps * self.batch_size, (self.steps + 1) * self.batch_size, device=self.device)
-        batch = self.config.world.batch("train", index)
-        draws = self.built.drawing(batch.streams, generators("bench", 0, batch.index.tolist()))
-        moments.append(self.now())
+    def whole(self) -> dict[str, float]:
+        """One step as ``step``, in which nobody waits for the device: its phases are then when they were given out."""
+        return self.step(time.perf_counter)
+
+    def step(self, now: Callable[[], float] | None = None) -> dict[str, float]:
+        """One step on the next clips; seconds of each phase, by a clock (``self.now``)."""
+        now = now or self.now
+        moments = [now()]
+        index = torch.arange(self.steps * self.batch_size, (self.steps + 1) * self.batch_size)
+        batch = self.config.world.sent("train", index, self.device)
+        draws = self.built.drawing(batch.streams, generators("bench", 0, index.tolist()))
+        moments.append(now())
         objective = self.built.objective
         with self.reduced():
             loss = objective.total(objective.per_sample(self.model, batch, draws), objective.counts(batch, draws))
-        moments.append(self.now())
+        moments.append(now())
         loss.backward()
-        moments.append(self.now())
+        moments.append(now())
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.training.clip_norm)
         self.optimizer.step()
         with torch.no_grad():
             if self.average:
                 torch._foreach_lerp_(self.average, list(self.model.parameters()), 0.01)
         self.optimizer.zero_grad()
-        moments.append(self.now())
+        moments.append(now())
         self.steps += 1
         return dict(zip(PHASES, (after - before for before, after in pairwise(moments)), strict=True))
 
@@ -118,13 +129,21 @@ class Subject:
             self.step()
         return found
 
+    def kernels(self, steps: int = 3) -> float:
+        """Seconds that a step's kernels take on the card."""
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as watched:
+            for _ in range(steps):
+                self.whole()
+            self.now()
+        return kernel_seconds(watched.profiler.kineto_results.events()) / steps  # type: ignore[union-attr]
+
     def peak(self) -> int:
         """Bytes at the fullest moment of a step: what is there before it (weights, their average, moments), and on top of that
         what the step has asked for and not yet given back."""
         held: list[Tensor] = [*self.model.parameters(), *self.average]
         held += [part for state in self.optimizer.state.values() for part in state.values() if isinstance(part, Tensor)]
         before = sum(part.numel() * part.element_size() for part in held)
-        if self.device.type == "cuda":  # on which other subjects and peers lie, too
+        if self.on_gpu:  # on which other subjects and peers lie, too
             others = torch.cuda.memory_allocated(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
             self.step()
@@ -141,13 +160,13 @@ class Subject:
     def profile(self, folder: Path) -> list[Path]:
         """Three steps under torch's profiler: a trace for chrome://tracing or Perfetto, and a table of the dearest operators."""
         folder.mkdir(parents=True, exist_ok=True)
-        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.device.type == "cuda" else [])]
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.on_gpu else [])]
         with profile(activities=activities, record_shapes=True) as watched:
             for _ in range(3):
                 self.step()
         trace, table = folder / f"{self.label}.json", folder / f"{self.label}.txt"
         watched.export_chrome_trace(str(trace))
-        by = "self_cuda_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
+        by = "self_cuda_time_total" if self.on_gpu else "self_cpu_time_total"
         shown = watched.key_averages(group_by_input_shape=True).table(sort_by=by, row_limit=60, max_shapes_column_width=60)
         table.write_text(shown, encoding="utf-8")
         return [trace, table]

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from nava_lab.registry import nearest
-from nava_lab.streams import Stream, TextSpec
+from nava_lab.streams import Stream, TextSpec, onto
 
 PAD, NULL = 0, 1  # ids every vocabulary begins with
 TEXT_INPUTS = ("mlp", "linear", "none")
@@ -48,7 +48,7 @@ class WordTokenizer:
 
     def spelled(self, words: Sequence[str], choice: Tensor, said: Tensor | None = None) -> Int[Tensor, "*any"]:
         """Ids of the chosen ones of ``words``, any shape; padding where ``said`` is false."""
-        table = torch.tensor([self.ids[word] for word in words], device=choice.device)
+        table = onto(torch.tensor([self.ids[word] for word in words]), choice.device)
         ids = table[choice.clamp(0, len(words) - 1)]
         return ids if said is None else torch.where(said, ids, PAD)
 

@@ -17,7 +17,7 @@ from nava_lab.conditioning.text import without_text
 from nava_lab.conditioning.timbre import without_references
 from nava_lab.flow.levels import LevelLaw, LogitNormal
 from nava_lab.flow.noise import normal_like
-from nava_lab.streams import Stream
+from nava_lab.streams import Stream, onto
 
 COUPLINGS = ("shared", "independent", "one_clean")
 RATES = ("text_dropout", "modality_dropout", "timbre_dropout", "modality_given", "continuation")
@@ -136,7 +136,7 @@ class Drawing:
     def __call__(self, streams: Mapping[str, Stream], generators: Sequence[torch.Generator]) -> Draws:
         """Draws for a batch; sample i uses ``generators[i]`` alone."""
         device = next(iter(streams.values())).tokens.device
-        numbers = _uniform(2 + len(streams), generators).to(device)
+        numbers = onto(_uniform(2 + len(streams), generators), device)
         noise = noise_like(streams, generators)
         levels: dict[str, Tensor] = {}
         made: dict[tuple[int, float], Tensor] = {}  # equal levels are one tensor: the network embeds them once
@@ -147,7 +147,7 @@ class Drawing:
                 made[key] = replace(self.levels, shift=self.shift(name))(numbers[:, column])
             levels[name] = made[key]
         cut = numbers[:, 1] < self.modality_dropout if self.modality_dropout > 0 else None
-        places = _uniform(4 + len(streams), generators).to(device)
+        places = onto(_uniform(4 + len(streams), generators), device)
         given = self._given(streams, places)
         clean = self._clean(streams, places, given)
         for name, known in clean.items():
@@ -155,7 +155,7 @@ class Drawing:
             levels[name] = torch.where(known, 0.0, level)
         drop_timbre = None
         if self.timbre_dropout:
-            drop_timbre = _uniform(1, generators).to(device)[:, 0] < self.timbre_dropout
+            drop_timbre = onto(_uniform(1, generators), device)[:, 0] < self.timbre_dropout
         return Draws(levels, noise, numbers[:, 0] < self.text_dropout, cut, clean, given, drop_timbre)
 
     def _given(self, streams: Mapping[str, Stream], numbers: Tensor) -> dict[str, Tensor]:

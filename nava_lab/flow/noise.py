@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from nava_lab.streams import onto
+
 
 def normal_like(values: Mapping[str, Tensor], generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
     """Standard normal numbers of every entry's shape ``b n c``; row i of all entries comes from ``generators[i]``.
@@ -24,4 +26,4 @@ def normal_like(values: Mapping[str, Tensor], generators: Sequence[torch.Generat
     for row, generator in enumerate(generators):
         for noise in drawn.values():
             noise[row].normal_(generator=generator)
-    return {name: drawn[name].to(value.device) for name, value in values.items()}
+    return {name: onto(drawn[name], value.device) for name, value in values.items()}

@@ -100,7 +100,7 @@ class Clock:
         angle = self._spread(positions, head_dim, time_only, heads) if self.layout == "spread" else self._cut(
             positions, head_dim, time_only
         )  # fmt: skip
-        sign = torch.tensor((-1.0, 1.0), device=angle.device).repeat(head_dim // 2)
+        sign = (torch.arange(head_dim, device=angle.device) % 2 * 2 - 1).float()
         return angle.cos(), angle.sin() * sign
 
     def _cut(self, positions: Tensor, head_dim: int, time_only: bool) -> Float[Tensor, "b n 1 e"]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from nava_lab.config import Config
 from nava_lab.study import record
+from nava_lab.training.mishaps import chain, step_of
 from nava_lab.training.saved import FULL, numbered
 
-STEP = "steps trained: "
 SPEAKING = (ValueError, ArithmeticError, OSError, RuntimeError, MemoryError)  # errors whose message says it all
 
 
@@ -59,28 +58,6 @@ def _explained(error: BaseException, folder: Path, config: Config, together: int
     if is_lost_peer(error):
         return f"another process of this run ended, see what it said; {where}, and the same command continues it"
     return ""
-
-
-def chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and those that it came from."""
-    seen: set[int] = set()
-    now: BaseException | None = error
-    while now is not None and id(now) not in seen:
-        seen.add(id(now))
-        yield now
-        now = now.__cause__ or now.__context__
-
-
-def note_step(error: BaseException, step: int) -> None:
-    """Tell an error, once, after how many steps of training it came."""
-    if step_of(error) is None:
-        error.add_note(f"{STEP}{step}")
-
-
-def step_of(error: BaseException) -> int | None:
-    """How many steps had been trained when an error came, as far as it, or what it came from, was told."""
-    notes = [note for one in chain(error) for note in getattr(one, "__notes__", ()) if note.startswith(STEP)]
-    return int(notes[0].removeprefix(STEP)) if notes else None
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -20,15 +20,15 @@ from nava_lab.config import Config, ConfigError, device_count, from_file
 from nava_lab.models.denoiser import Denoiser
 from nava_lab.rng import stable_seed
 from nava_lab.study.build import Parts, network, parts
-from nava_lab.study.failures import note_step
 from nava_lab.study.warm import start_warm
 from nava_lab.training.averaging import averaging
-from nava_lab.training.callbacks import MetricsLog, Progress, SameStart, agreed, broken, checkpoints
+from nava_lab.training.callbacks import MetricsLog, Progress, SameStart, agreed, checkpoints
 from nava_lab.training.data import WorldData
 from nava_lab.training.ending import Asked
-from nava_lab.training.log import read_log, write_log
+from nava_lab.training.log import LOG_EVERY, read_log, write_log
 from nava_lab.training.loggers import finish_loggers, make_logger
 from nava_lab.training.machine import Devices, check_compiler, end_together, of_first, prepare_layers
+from nava_lab.training.mishaps import broken, note_step
 from nava_lab.training.module import GenerativeModule
 from nava_lab.training.per_seed import Each
 from nava_lab.training.saved import give_up, newest_checkpoint, readable, whole
@@ -188,7 +188,7 @@ def trainer_of(
             check_val_every_n_epoch=None,
             limit_val_batches=None if training.validations and config.world.count("validation") != 0 else 0,
             num_sanity_val_steps=0,
-            log_every_n_steps=10,
+            log_every_n_steps=LOG_EVERY,
             enable_model_summary=False,
             enable_progress_bar=config.output.progress,
             enable_checkpointing=training.saves,

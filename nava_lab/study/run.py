@@ -39,7 +39,7 @@ from nava_lab.registry import metrics
 from nava_lab.study import record
 from nava_lab.study.build import Parts, interface, parts
 from nava_lab.study.describe import attention
-from nava_lab.study.failures import chain, explained, in_words, is_lost_peer, left_at, step_of
+from nava_lab.study.failures import explained, in_words, is_lost_peer, left_at
 from nava_lab.study.fit import devices_of, load_model, machines, stacked_with, train
 from nava_lab.study.identity import MADE_BY, NOT_PART, code_fingerprint, git_revision, run_hash, run_name, variant_fingerprint
 from nava_lab.study.warm import check_start
@@ -47,6 +47,7 @@ from nava_lab.training.callbacks import EndedEarly
 from nava_lab.training.ending import note_end
 from nava_lab.training.loggers import check_logger
 from nava_lab.training.machine import leave, meet, wait_for_all
+from nava_lab.training.mishaps import chain, step_of
 
 Tell = Callable[[str], None]
 

@@ -22,7 +22,7 @@ from nava_lab.config import Config, ConfigError, device_count, typed
 from nava_lab.rng import stable_seed
 from nava_lab.study import record
 from nava_lab.study.build import Parts, network
-from nava_lab.study.failures import RunFailed, chain, in_words
+from nava_lab.study.failures import RunFailed, in_words
 from nava_lab.study.fit import WallTime, devices_of, fit, save_weights, sit_down, train, trainer_of
 from nava_lab.study.identity import run_name
 from nava_lab.study.run import RunBusy, alone, failures_written, identify, join, prepare_folder, prepared, score, scoring_record
@@ -32,6 +32,7 @@ from nava_lab.training.callbacks import EndedEarly, Ends, Progress
 from nava_lab.training.ending import Asked
 from nava_lab.training.loggers import make_logger
 from nava_lab.training.machine import end_together, prepare_layers
+from nava_lab.training.mishaps import chain
 from nava_lab.training.per_seed import SeedCheckpoints, SeedFiles, SeedLog, SeedLogger
 from nava_lab.training.saved import Files, numbered
 from nava_lab.training.saved import check as check_file

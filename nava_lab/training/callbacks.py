@@ -18,13 +18,14 @@ from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTh
 
 from nava_lab.training.averaging import local
 from nava_lab.training.ending import Asked
-from nava_lab.training.log import LOG, read_log, write_log
+from nava_lab.training.log import LOG, LOG_EVERY, logged, read_log, write_log
 from nava_lab.training.loggers import recall
 from nava_lab.training.machine import end_together
+from nava_lab.training.mishaps import broken
+from nava_lab.training.module import GenerativeModule
 from nava_lab.training.saved import SUFFIX, clear, numbered, remove, settle
 from nava_lab.training.settings import Training
 
-LOG_EVERY = 10
 KEPT = 2  # checkpoints
 LOSS = "validation/loss"
 
@@ -51,7 +52,7 @@ class MetricsLog(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        if step % LOG_EVERY == 0 or step == 1:
+        if logged(step):
             rate = trainer.optimizers[0].param_groups[0]["lr"]
             self._write(trainer, step, "train/", {"lr": rate})
             for logger in self.loggers(trainer):
@@ -94,7 +95,9 @@ class Progress(RichProgressBar):
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         items = super().get_metrics(trainer, pl_module)
-        return {name: value for name, value in items.items() if name != "v_num"}
+        loss = pl_module.loss if isinstance(pl_module, GenerativeModule) else None
+        own = {} if loss is None else {"loss": loss}  # as last read: a bar is not worth waiting for the device
+        return {name: value for name, value in items.items() if name != "v_num"} | own
 
 
 class EndedEarly(Exception):
@@ -249,7 +252,9 @@ class Checkpoints(Checkpoint):
         self.saved = time.monotonic()
 
     def check(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse to save weights that are no numbers."""
+        """Refuse to save weights that are no numbers, or that a loss which was none has taught."""
+        if isinstance(pl_module, GenerativeModule):
+            pl_module.read_losses()
         if not finite(trainer, pl_module):
             raise FloatingPointError(broken(trainer.global_step))
 
@@ -264,11 +269,6 @@ def agreed(trainer: pl.Trainer, mine: Sequence[bool]) -> list[bool]:
         return list(mine)
     wanted = torch.tensor(mine, dtype=torch.float32, device=trainer.strategy.root_device)
     return [share > 0 for share in trainer.strategy.reduce(wanted, reduce_op="mean").tolist()]
-
-
-def broken(step: int) -> str:
-    """What is to be said of weights that are no numbers."""
-    return f"weights are infinite or not a number at step {step}"
 
 
 def finite(trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:

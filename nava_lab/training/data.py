@@ -76,7 +76,7 @@ class WorldData(pl.LightningDataModule):
         config = self.training_config
         return Indices(0, config.validation_clips, config.batch_size, trainer.global_rank, trainer.world_size)
 
-    def on_after_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> Batch:
+    def transfer_batch_to_device(self, batch: Tensor, device: torch.device, dataloader_idx: int) -> Batch:
         trainer = self.trainer
         assert trainer is not None
-        return self.world.batch("validation" if trainer.validating else "train", batch)
+        return self.world.sent("validation" if trainer.validating else "train", batch, device)

@@ -9,6 +9,12 @@ from pathlib import Path
 from typing import Any
 
 LOG = "metrics.jsonl"  # in a run's folder
+LOG_EVERY = 10
+
+
+def logged(step: int) -> bool:
+    """Whether the log has a line of a step (the first is 1): only for one does a training wait for its device."""
+    return step == 1 or step % LOG_EVERY == 0
 
 
 def read_log(path: Path) -> list[dict[str, float]]:

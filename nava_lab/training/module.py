@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +14,8 @@ from nava_lab.flow.draws import Drawing, Draws
 from nava_lab.flow.objective import Objective
 from nava_lab.rng import generators
 from nava_lab.streams import Batch, ModalitySpec, Stream, time_positions
+from nava_lab.training.log import logged
+from nava_lab.training.mishaps import not_finite, note_step
 from nava_lab.training.settings import Training
 from nava_lab.training.sharding import shard
 
@@ -22,11 +23,6 @@ from nava_lab.training.sharding import shard
 def without_decay(name: str, parameter: Tensor) -> bool:
     """Whether weight decay spares a parameter: vectors, tables and embeddings."""
     return parameter.ndim < 2 or any(part in name for part in ("table", "words", "places"))
-
-
-def not_finite(loss: float, step: int) -> str:
-    """What is to be said of a loss that is none; empty for one that is."""
-    return "" if math.isfinite(loss) else f"the loss is {loss} at step {step}"
 
 
 def complete(batch: Batch, specs: Mapping[str, ModalitySpec]) -> Batch:
@@ -53,6 +49,9 @@ class GenerativeModule(pl.LightningModule):
     Randomness of a training step is drawn per clip from (seed, clip), so it depends on neither batch split nor device
     count, and a resumed run draws what an unbroken one would.
 
+    A step is queued on the device and not waited for: its loss stays there until ``read_losses``, at logged steps, before a
+    validation or a checkpoint, and at the end.
+
     Args:
         network: called as (streams, levels, text, cut); its ``specs`` say which modalities, its ``blocks`` are its layers.
         objective: the loss.
@@ -61,6 +60,9 @@ class GenerativeModule(pl.LightningModule):
         seed: of the draws.
         accumulate: in how many pieces a batch is computed; their gradients are those of the whole.
         sharded: spread the weights over the processes (under a strategy that has a device mesh).
+
+    Attributes:
+        loss: of the last step that was read; None before.
     """
 
     def __init__(
@@ -81,6 +83,8 @@ class GenerativeModule(pl.LightningModule):
         self.seed = seed
         self.accumulate = accumulate
         self.sharded = sharded
+        self.loss: float | None = None
+        self._unread: list[tuple[int, Tensor]] = []
 
     def configure_model(self) -> None:
         if self.sharded:
@@ -102,7 +106,8 @@ class GenerativeModule(pl.LightningModule):
         draws = drawing(batch.streams, generators(purpose, self.seed, batch.index.tolist()))
         counts = self.objective.counts(batch, draws)
         if self.trainer.world_size > 1 or self.accumulate > 1:
-            all_of_them = batch.index.new_tensor(len(batch), dtype=torch.float32)
+            tokens = next(iter(batch.streams.values())).tokens
+            all_of_them = tokens.new_full((), len(batch), dtype=torch.float32)
             held = torch.stack([counts.get(name, all_of_them).float() for name in batch.streams])
             counts = dict(zip(batch.streams, self.trainer.strategy.reduce(held, reduce_op="mean"), strict=True))
         return batch, draws, counts
@@ -115,13 +120,44 @@ class GenerativeModule(pl.LightningModule):
         parts |= {f"train/loss_{name}": mean.detach() for name, mean in means.items()}
         parts |= {f"train/rate_{name}": rate for name, rate in draws.rates().items()}
         parts = self._across(parts)
-        total = parts["train/loss"]
-        if message := not_finite(float(total), self.global_step):
-            raise FloatingPointError(message)
-        missing = [name for name, count in counts.items() if not bool(count > 0)]
-        self.log_dict({name: value for name, value in parts.items() if name.removeprefix("train/loss_") not in missing})
-        self.log("loss", total, prog_bar=True, logger=False)
+        self._unread.append((self.global_step, parts["train/loss"]))
+        if logged(self.global_step + 1):
+            self.read_losses()
+            missing = {f"train/loss_{name}" for name, count in counts.items() if not bool(count > 0)}
+            self._log_anew({name: value for name, value in parts.items() if name not in missing})
         return loss
+
+    def read_losses(self) -> None:
+        """Wait for the losses that no one has read yet.
+
+        Raises:
+            FloatingPointError: one of them is not finite; it names the first.
+        """
+        unread, self._unread = self._unread, []
+        if unread:
+            self._judge([step for step, _ in unread], torch.stack([loss for _, loss in unread]).tolist())
+
+    def _judge(self, steps: Sequence[int], losses: Sequence[float]) -> None:
+        for step, loss in zip(steps, losses, strict=True):
+            if message := not_finite(loss, step):
+                error = FloatingPointError(message)
+                note_step(error, step)
+                raise error
+        self.loss = losses[-1]
+
+    def _log_anew(self, values: Mapping[str, Tensor], **how: Any) -> None:
+        """Log a step's values, and nothing that an earlier step had and this one lacks: Lightning would log that again."""
+        kept, told = self.trainer._results, self.trainer.callback_metrics
+        assert kept is not None
+        for key in [key for key, one in kept.items() if one.meta.fx == "training_step" and one.meta.name not in values]:
+            told.pop(kept.pop(key).meta.name, None)
+        self.log_dict(dict(values), **how)
+
+    def on_validation_start(self) -> None:
+        self.read_losses()
+
+    def on_train_end(self) -> None:
+        self.read_losses()
 
     def _learn(self, batch: Batch, draws: Draws, counts: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss that is left to descend, and every sample's; of a batch in pieces all but the last are descended here.

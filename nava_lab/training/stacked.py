@@ -23,9 +23,10 @@ from nava_lab.flow.draws import Drawing, Draws
 from nava_lab.flow.objective import Network, Objective
 from nava_lab.rng import generators
 from nava_lab.streams import Batch, References, Stream
-from nava_lab.training.callbacks import LOG_EVERY
 from nava_lab.training.data import Indices, WorldData
-from nava_lab.training.module import GenerativeModule, complete, not_finite, without_decay
+from nava_lab.training.log import logged
+from nava_lab.training.mishaps import not_finite, note_step
+from nava_lab.training.module import GenerativeModule, complete, without_decay
 from nava_lab.training.settings import Training
 from nava_lab.worlds.base import World
 
@@ -218,12 +219,11 @@ class StackedModule(GenerativeModule):
             if (found := _in_one(each, [len(turn.loss) for turn in turns])) is not None
         }
         loss = torch.cat([turn.loss for turn in turns])
-        self._note_the_fallen(loss)
-        if self.global_step == 0 or (self.global_step + 1) % LOG_EVERY == 0:
+        self._unread.append((self.global_step, loss))
+        if logged(self.global_step + 1):
+            self.read_losses()
             self._log_training(loss, turns, batch, draws)
-        alive = [number for number, seed in enumerate(self.seeds) if seed not in self.fallen]
-        self.log("loss", loss[alive].mean(), prog_bar=True, logger=False, batch_size=len(batch))
-        return loss[alive].mean()
+        return loss.mean()
 
     def _turn(self, seeds: slice, batch: Batch, draws: Draws) -> Turn:
         """One turn's losses and gradients."""
@@ -246,28 +246,35 @@ class StackedModule(GenerativeModule):
             part.grad = self._found.pop(name, None)
 
     def note_broken_weights(self) -> None:
-        """Let the seeds fall whose weights are no numbers any more."""
+        """Let the seeds fall whose losses or weights are no numbers any more."""
+        self.read_losses()
         for name, part in self.network.named_parameters():
             fine = part.detach().isfinite().flatten(1).all(1) if part.ndim > 1 else part.detach().isfinite()
             for seed, whole in zip(self.seeds, fine.tolist(), strict=True):
                 if not whole:
                     self.fallen.setdefault(seed, f"weights ({name}) are infinite or not a number at step {self.global_step}")
-        self._end_where_all_fell()
+        self._end_where_all_fell(self.global_step)
 
-    def _note_the_fallen(self, losses: Tensor) -> None:
-        for seed, value in zip(self.seeds, losses.tolist(), strict=True):
-            if seed not in self.fallen and (message := not_finite(value, self.global_step)):
-                self.fallen[seed] = message
-        self._end_where_all_fell()
+    def _judge(self, steps: Sequence[int], losses: Sequence[Any]) -> None:
+        """Let the seeds fall that have a loss (``losses``: of each step those of all seeds) which is none."""
+        for step, each in zip(steps, losses, strict=True):
+            for seed, loss in zip(self.seeds, each, strict=True):
+                if seed not in self.fallen and (message := not_finite(loss, step)):
+                    self.fallen[seed] = message
+            self._end_where_all_fell(step)
+        alive = [loss for seed, loss in zip(self.seeds, losses[-1], strict=True) if seed not in self.fallen]
+        self.loss = sum(alive) / len(alive)
 
-    def _end_where_all_fell(self) -> None:
+    def _end_where_all_fell(self, step: int) -> None:
         if len(self.fallen) == len(self.seeds):
-            raise FloatingPointError(self.fallen[self.seeds[0]])
+            error = FloatingPointError(self.fallen[self.seeds[0]])
+            note_step(error, step)
+            raise error
 
     def _log_training(self, losses: Tensor, turns: Sequence[Turn], batch: Batch, draws: Draws) -> None:
         means = {key: torch.cat([turn.means[key] for turn in turns]) for key in turns[0].means}
         counts = {key: torch.cat([turn.counts[key] for turn in turns]) for key in turns[0].counts}
-        size = len(batch) // len(self.seeds)
+        size, values = len(batch) // len(self.seeds), dict[str, Tensor]()
         for number, seed in enumerate(self.seeds):
             if seed in self.fallen:
                 continue
@@ -275,7 +282,8 @@ class StackedModule(GenerativeModule):
             found |= {f"loss_{key}": part[number] for key, part in means.items() if key not in counts or counts[key][number] > 0}
             rates = draws.rows(slice(number * size, (number + 1) * size)).rates()
             found |= {f"rate_{key}": rate for key, rate in rates.items()}
-            self.log_dict({f"{self.mark(seed)}train/{key}": value for key, value in found.items()}, batch_size=size)
+            values |= {f"{self.mark(seed)}train/{key}": value for key, value in found.items()}
+        self._log_anew(values, batch_size=size)
 
     def validation_step(self, batch: Batch, step: int) -> None:
         batch, draws = self.drawn_for_all(batch, "validation", self.validation_drawing)

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from nava_lab.rng import stable_seed
-from nava_lab.streams import Batch, Interface, Stream
+from nava_lab.streams import Batch, Interface, Stream, onto
 
 SPLITS = ("train", "validation", "test")
 DIFFICULTIES = ("easy", "medium", "hard")
@@ -121,6 +122,11 @@ class World:
     def batch(self, split: str, index: Int[Tensor, " b"]) -> Batch:
         """The clips of these indices, rendered on ``index``'s device."""
         raise TypeError(f"{type(self).__name__} does not render")
+
+    def sent(self, split: str, index: Int[Tensor, " b"], device: torch.device) -> Batch:
+        """The clips of these indices, rendered on a device that is not waited for; the batch's ``index`` stays on the host,
+        where generators need it."""
+        return dataclasses.replace(self.batch(split, onto(index, device)), index=index)
 
     def prepare(self) -> None:
         """Whatever must happen before the first batch; raises what is wrong with the config or the files."""

@@ -15,7 +15,7 @@ are the test's, those before them the validation's. One scene may then stand on 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
@@ -33,7 +33,7 @@ from nava_lab.media.decode import read_clip, read_pictures, read_sound, read_sti
 from nava_lab.media.library import Library, Settings, hashed, open_library, share, warn
 from nava_lab.registry import worlds
 from nava_lab.rng import uniform
-from nava_lab.streams import Batch, Interface, ModalitySpec, Stream, time_positions
+from nava_lab.streams import Batch, Interface, ModalitySpec, Stream, onto, time_positions
 from nava_lab.worlds.base import SPLITS, Clip, World, positive, whole
 
 Window = tuple[int, int]  # number of the film, number of the stride
@@ -253,11 +253,13 @@ class Clips(World):
 
     def batch(self, split: str, index: Int[Tensor, " b"]) -> Batch:
         """Windows of these numbers: drawn for training, whose numbers never end; counted round and round elsewhere."""
+        return replace(self.sent(split, index.cpu(), index.device), index=index)
+
+    def sent(self, split: str, index: Int[Tensor, " b"], device: torch.device) -> Batch:
         chosen = self._chosen(split, index)
         parts = [self._read(*window) for window in chosen]
-        video = torch.stack([part[0] for part in parts]).to(index.device)
-        audio = torch.stack([part[1] for part in parts]).to(index.device)
-        text = (self.tokenizer or WordTokenizer([], 1))([self._caption(film) for film, _ in chosen]).to(index.device)
+        video, audio = (onto(torch.stack(part), device) for part in zip(*parts, strict=True))
+        text = (self.tokenizer or WordTokenizer([], 1))([self._caption(film) for film, _ in chosen]).to(device)
         return Batch(self.tokens(encode_pixels(video.float() / 255), audio), text, index)
 
     def _chosen(self, split: str, index: Int[Tensor, " b"]) -> list[Window]:

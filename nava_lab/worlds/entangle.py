@@ -21,6 +21,7 @@ from torch import Tensor
 from nava_lab.conditioning.text import PAD
 from nava_lab.registry import worlds
 from nava_lab.rng import uniform
+from nava_lab.streams import onto
 from nava_lab.worlds.base import levels
 from nava_lab.worlds.staged import Script, Staged, of_kind
 
@@ -81,7 +82,7 @@ class EntangleWorld(Staged):
         free = (numbers[:, 2] * (self.classes - self.held_out)).long()
         step = torch.where(held, 1 + (numbers[:, 2] * self.held_out).long(), torch.where(free > 0, free + self.held_out, 0))
         timbre = (colour + step) % self.classes
-        length = torch.tensor(list(self.lengths), device=index.device)[(numbers[:, 4] * len(self.lengths)).long()]
+        length = onto(torch.tensor(list(self.lengths)), index.device)[(numbers[:, 4] * len(self.lengths)).long()]
         moments = self.moments(split, index, counts, self.most)
         return Script(
             of_kind(moments, colour),

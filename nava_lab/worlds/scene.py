@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nava_lab.streams import onto
+
 COLOURS = {
     "red": (1.0, 0.25, 0.2),
     "green": (0.2, 0.9, 0.3),
@@ -62,14 +64,14 @@ class Scene:
             distance = ((centre[:, None] - y) ** 2 + (centre[None, :] - x) ** 2).sqrt()
             disc = (0.5 + 0.45 * cell - distance).clamp(0, 1)
             discs.append(disc[..., None] * torch.tensor(list(COLOURS.values())[kind]))
-        return torch.stack(discs).to(device)
+        return onto(torch.stack(discs), device)
 
     def timbres(self, device: torch.device | str = "cpu") -> Float[Tensor, "k f"]:
         """Each object's band energies: bumps far enough apart that no two have a cosine above 0.5."""
         spacing = self.bands / self.kinds
         centres = (torch.arange(self.kinds) + 0.5) * spacing - 0.5
         bumps = torch.exp(-0.5 * ((torch.arange(self.bands)[None] - centres[:, None]) / (0.375 * spacing)) ** 2)
-        return (bumps * (1.6 / bumps.norm(dim=-1, keepdim=True))).to(device)
+        return onto(bumps * (1.6 / bumps.norm(dim=-1, keepdim=True)), device)
 
     def picture_readers(self, device: torch.device | str) -> Float[Tensor, "k h w 3"]:
         """Linear readers of each object's brightness: the pseudo-inverse of all objects' pictures."""

@@ -25,7 +25,7 @@ from nava_lab.conditioning.text import MarkingTokenizer
 from nava_lab.conditioning.timbre import with_references
 from nava_lab.registry import worlds
 from nava_lab.rng import uniform
-from nava_lab.streams import Batch, Interface, References, Stream
+from nava_lab.streams import Batch, Interface, References, Stream, onto
 from nava_lab.worlds.base import Events, Mark, levels, positive
 from nava_lab.worlds.staged import Script, Staged, mixed
 from nava_lab.worlds.voices import LOUDNESS, Voices
@@ -110,7 +110,7 @@ class SpeakersWorld(Staged):
         # What is left over is dealt out in single bins: to the start, each span, each pause, and the end.
         places = (draws * (2 * self.spans + 1)).long()
         room = torch.nn.functional.one_hot(places, 2 * self.spans + 1).sum(1)
-        least = torch.tensor([EDGE, *([SHORTEST, BETWEEN] * self.spans)[:-1], EDGE], device=index.device)
+        least = onto(torch.tensor([EDGE, *([SHORTEST, BETWEEN] * self.spans)[:-1], EDGE]), index.device)
         edges = (room + least).cumsum(1)
         who = uniform(self.seed(split, "turns"), index, 2 * self.spans)
         anyone = (who[:, : self.spans - self.voices] * self.voices).long()
@@ -122,7 +122,7 @@ class SpeakersWorld(Staged):
         first, last, speaker = self._turns(split, index)
         start, end = first.double() * BIN_S, last.double() * BIN_S
         numbers = uniform(self.seed(split, "clip"), index, 1 + self.voices + 2 * self.spans)
-        groups = self.bank.groups(split).to(index.device)
+        groups = onto(self.bank.groups(split), index.device)
         chosen = groups[(numbers[:, 0] * len(groups)).long()]
         chosen = chosen.gather(1, numbers[:, 1 : 1 + self.voices].argsort(1))
         syllables, given = numbers[:, 1 + self.voices :].split(self.spans, 1)
@@ -134,7 +134,7 @@ class SpeakersWorld(Staged):
             "span_end": end,
             "speaker": speaker,
             "syllables": 1 + (syllables * most).long(),
-            "voices": self.bank.shapes.to(index.device)[chosen],
+            "voices": onto(self.bank.shapes, index.device)[chosen],
             "voice": chosen,
             "given": given >= self.missing,
         }
@@ -148,12 +148,19 @@ class SpeakersWorld(Staged):
 
     # How it is shown and told
 
+    def prepare(self) -> None:
+        """Ask once, of the first clip, whether its words mark every span: those of all clips do alike, and a device that were
+        asked in every batch would be waited for."""
+        text = self.batch("train", torch.zeros(1, dtype=torch.long)).text
+        assert text.references is not None
+        with_references(text, text.references)
+
     def batch(self, split: str, index: Tensor) -> Batch:
         plain = super().batch(split, index)
         extra = plain.extra
         voices = extra["voices"].gather(1, extra["speaker"].unsqueeze(-1).expand(-1, -1, self.bands))
         text = replace(plain.text, span=self.tokenizer.spans(plain.text.tokens))
-        text = with_references(text, References(voices / LOUDNESS, extra["given"]))
+        text = replace(text, references=References(voices / LOUDNESS, extra["given"]))
         streams = {name: replace(part, span=self._labels(part, extra)) for name, part in plain.streams.items()}
         return Batch(streams, text, index, extra)
 
@@ -168,7 +175,7 @@ class SpeakersWorld(Staged):
         device = script.words.device
         wide, loud = (self._aperture(script, pulse.hz, pulse.frames).float() for pulse in (self.video_pulse, self.audio_pulse))
         faces = self.scene.pictures(device)
-        mouths = self.mouths.to(device)
+        mouths = onto(self.mouths, device)
         video = mixed(wide, MOUTH * mouths.flatten(1)) + FACE * faces.sum(0).flatten()
         return video.unflatten(-1, (self.size, self.size, 3)), mixed(loud, script.extra["voices"].float())
 

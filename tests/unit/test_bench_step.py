@@ -3,12 +3,13 @@
 import dataclasses
 import json
 import re
+import time
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from nava_lab.bench import BENCHES, products, scaling, step
+from nava_lab.bench import BENCHES, cards, products, scaling, step, subject
 from nava_lab.bench.products import Product, Spec, alone, flops, recorded
 from nava_lab.bench.scaling import slope
 from nava_lab.bench.step import main, missed
@@ -67,7 +68,7 @@ def test_a_row_adds_up(capsys):
         # No gradient goes into the tokens themselves: of the embedders' three products one is never made.
         assert 0.85 < row["floor_flops"] / row["budget_flops"] < 1.02
         assert row["peak_bytes"] > 4 * 4 * row["parameters"]  # weights, their average, two moments
-        assert row["mfu"] is None
+        assert row["mfu"] is row["kernels_ms"] is row["to_kernels"] is None
     assert [row["target"] for row in made["rows"]] == [1.6, 1.9]
     assert made["missed"] == missed(made["rows"])
     assert code == int(bool(made["missed"]))
@@ -106,11 +107,12 @@ def test_what_grows_faster_than_it_should_is_named_and_no_success(monkeypatch, c
     """Also in JSON, which says on what it was measured."""
     line = {"variant": "a", "axis": "depth", "points": [{"step_ms": 1.0}], "exponent": 1.2, "most": 1.05}
     monkeypatch.setattr(step, "device_of", lambda config: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
     for exponent, told in ((1.2, ["a over depth: 1.20 (at most 1.05)"]), (1.05, [])):
         monkeypatch.setattr(step, "scaled", lambda *_, exponent=exponent: [{**line, "exponent": exponent}])
         assert main(["variant=unified", *SMALL, "--scaling", "--json"]) == len(told)
         made = json.loads(capsys.readouterr().out)
-        assert (made["missed"], made["device"]) == (told, "cuda")
+        assert (made["missed"], made["device"], made["card"]) == (told, "cuda", "NVIDIA H200")
         assert main(["variant=unified", *SMALL, "--scaling"]) == len(told)
         assert f"faster than it should: {told[0] if told else 'nothing'}" in capsys.readouterr().out
 
@@ -158,10 +160,92 @@ def test_memory_on_a_gpu_is_the_subjects_own(monkeypatch):
     assert 4 * held + 77 <= subject.peak() <= 4.1 * held + 77  # weights, their average, two moments
 
 
-def test_the_peak_of_a_card_is_known_by_its_whole_name(monkeypatch):
-    for name, peak in (("NVIDIA L40S", 362e12), ("NVIDIA L40", 181e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA H1000", None)):
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
-        assert step._peak_flops(torch.device("cuda")) == peak
+def test_the_peak_of_a_card_is_known_by_its_whole_name():
+    for name, peak in (("NVIDIA L40S", 362e12), ("NVIDIA L40", 181e12), ("NVIDIA H100 PCIe", 756e12)):
+        assert cards.used(name, 0.3 * peak) == pytest.approx(0.3)
+    assert cards.used("NVIDIA H1000", 1e12) is cards.used("cpu", 1e12) is None
+    assert cards.card(torch.device("cpu")) == "cpu"
+
+
+class Event:
+    def __init__(self, kind, nanoseconds):
+        self.kind, self.nanoseconds = kind, nanoseconds
+
+    def activity_type(self):
+        return self.kind
+
+    def duration_ns(self):
+        return self.nanoseconds
+
+
+def test_only_kernels_count_as_kernels():
+    events = [Event("kernel", 2000), Event("cpu_op", 9000), Event("gpu_user_annotation", 9000), Event("gpu_memcpy", 500)]
+    assert cards.kernel_seconds([*events, Event("kernel", 1000)]) == pytest.approx(3e-6)
+    with torch.profiler.profile() as watched:
+        torch.ones(3) + 1
+    found = watched.profiler.kineto_results.events()
+    assert found
+    assert cards.kernel_seconds(found) == 0
+
+
+def test_kernels_are_those_of_one_step(monkeypatch):
+    """Of steps that nobody waits for in their midst."""
+    found = Subject(load(["variant=unified", *SMALL]))
+    waits = []
+    monkeypatch.setattr(found, "now", lambda: waits.append(found.steps) or 0.0)
+    monkeypatch.setattr(subject, "kernel_seconds", lambda events: 6e-3)
+    assert found.kernels(steps=2) == pytest.approx(3e-3)
+    assert waits == [2]
+
+
+def on_card(parameters, to_kernels, mfu):
+    row = {"variant": "a", "to_floor": 9.0, "target": None, "peers": {"Wan": {"ratio": 9.0}}}
+    return {**row, "parameters": parameters, "to_kernels": to_kernels, "mfu": mfu}
+
+
+def test_a_gpu_has_targets_of_its_own():
+    assert missed([on_card(10**6, 2.1, 0.01)]) == ["a 2.10 x its kernels (at most 2.0)"]
+    assert missed([on_card(10**9, 2.1, 0.49)]) == ["a 0.49 of the card's peak (at least 0.5)"]
+    assert (
+        missed(
+            [
+                on_card(10**6, 1.9, 0.01),
+                on_card(10**8, 9.0, 0.01),
+                on_card(10**9, 1.0, 0.5),
+                on_card(10**9, 1.0, None),
+                on_card(10**6, None, 0.01),
+            ]
+        )
+        == []
+    )
+
+
+def test_a_step_on_a_gpu_is_timed_whole_and_its_parts_apart(monkeypatch, capsys):
+    """A CPU in a GPU's place: what is slow to look at inside is not looked at while the whole is timed."""
+    monkeypatch.setattr(Subject, "on_gpu", property(lambda self: True))
+    monkeypatch.setattr(Subject, "now", lambda self: time.perf_counter())
+    monkeypatch.setattr(Subject, "peak", lambda self: 1)
+    monkeypatch.setattr(Subject, "kernels", lambda self: 1e-4)
+    looked = Subject.step
+
+    def slow_to_look_at(self, now=None):
+        if now is None:
+            time.sleep(0.3)
+        return looked(self, now)
+
+    monkeypatch.setattr(Subject, "step", slow_to_look_at)
+    made = Subject(load(["variant=unified", *SMALL]))
+    (row,) = step.measure([made], 1, False, lambda message: None)
+    assert row["target"] is None
+    assert row["kernels_ms"] == pytest.approx(0.1)
+    assert row["to_kernels"] == pytest.approx(row["step_ms"] / 0.1)
+    assert row["step_ms"] < 300
+    assert all(row[f"{phase}_ms"] > 0 for phase in subject.PHASES)
+    step.show([row], {"card": "NVIDIA H1000", "threads": 1})
+    told = capsys.readouterr().out
+    assert "a training step on NVIDIA H1000" in told
+    assert "x kernels" in told
+    assert "the bf16 peak of NVIDIA H1000 is not known" in told
 
 
 def test_what_is_not_known_is_refused():

@@ -27,7 +27,7 @@ from nava_lab.study.identity import run_name
 from nava_lab.study.run import FAILED, prepared, run, state_of
 from nava_lab.study.seeds import SEEDS, TOGETHER, asked, check_stackable, composed_for, configs_of, run_seeds
 from nava_lab.training.callbacks import Stopped
-from nava_lab.training.ending import noted
+from nava_lab.training.ending import Asked, noted
 from nava_lab.training.quiet import quieten
 from nava_lab.training.settings import TERMINATED
 
@@ -199,8 +199,12 @@ def in_own_process(overrides: Sequence[str], alive: Callable[[], bool] = lambda:
     stopped = False
     command: list[Any] = [sys.executable, "-m", "nava_lab", "train", *overrides]
     path = os.pathsep.join(part for part in (str(CONFIGS.parent), os.environ.get("PYTHONPATH", "")) if part)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
+    asked = Asked()
+    with asked.listening():  # whoever is ended between a process's start and knowing of it leaves it behind
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
     try:
+        if asked.yes:
+            raise SystemExit(TERMINATED)
         while True:
             try:
                 output, _ = process.communicate(timeout=1.0)

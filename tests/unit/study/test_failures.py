@@ -27,6 +27,14 @@ SMALL = [
 OFF = ["training.checkpoints=0", "training.checkpoint_minutes=0"]
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """Ctrl-C is heard here also where a shell has begun the tests in the background, whose children ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class At(pl.Callback):
     """Does something after a step."""
 

@@ -1,6 +1,9 @@
 """A run that needs several processes is a command of its own: how that ends is told apart."""
 
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
 
@@ -45,6 +48,24 @@ def test_a_run_that_somebody_ends_before_it_listens_ends_this_process_too(comman
 
 def test_who_is_asked_to_end_while_a_run_goes_on_elsewhere_ends_it_first(command, tmp_path):
     command(f"trap 'touch {tmp_path}/saved; exit 143' TERM; kill -TERM $PPID; while :; do sleep 0.05; done")
+    with pytest.raises(SystemExit) as ended, sigterm_ends():
+        in_own_process([])
+    assert ended.value.code == TERMINATED
+    assert (tmp_path / "saved").exists()
+
+
+def test_who_is_asked_to_end_while_a_run_begins_leaves_none_behind(command, tmp_path, monkeypatch):
+    command(f"trap 'touch {tmp_path}/saved; exit 143' TERM; touch {tmp_path}/begun; while :; do sleep 0.05; done")
+    begin = subprocess.Popen
+
+    def asked_meanwhile(*what, **how):
+        process = begin(*what, **how)
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.01)
+        signal.raise_signal(signal.SIGTERM)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", asked_meanwhile)
     with pytest.raises(SystemExit) as ended, sigterm_ends():
         in_own_process([])
     assert ended.value.code == TERMINATED

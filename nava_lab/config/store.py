@@ -50,7 +50,8 @@ def opened(*nodes: DictConfig) -> None:
     for node in nodes:
         for key in node:
             child = node._get_node(key)
-            if isinstance(child, DictConfig) and child._metadata.element_type in (float, Any):
+            plain = isinstance(child, DictConfig) and not dataclasses.is_dataclass(child._metadata.object_type)
+            if plain and child._metadata.element_type in (float, Any):
                 OmegaConf.set_struct(child, False)
 
 
@@ -161,7 +162,7 @@ def known_keys() -> list[str]:
         for entry in entries.entries.values():
             names = {name for name, _ in entry.fields}
             cls = entries.get(entry.name)
-            names |= {part.name for part in dataclasses.fields(cls)}  # type: ignore[arg-type]
+            names |= {*_settings(cls)}
             keys += [f"{group.replace('/', '.')}.{name}" for name in sorted(names)]
             keys += list(getattr(cls, "SHORTCUTS", {}))
     for name, default in guidance_defaults().items():
@@ -177,6 +178,16 @@ def known_keys() -> list[str]:
     return [*dict.fromkeys(keys), *choices()]
 
 
+def _settings(cls: type) -> list[str]:
+    """An entry's settings, and those of settings that are several: ``bridge``, ``bridge.kind``."""
+    found = []
+    for part in dataclasses.fields(cls):  # type: ignore[arg-type]
+        several = part.default_factory
+        inner = dataclasses.fields(several) if isinstance(several, type) and dataclasses.is_dataclass(several) else ()
+        found += [part.name, *(f"{part.name}.{each.name}" for each in inner)]
+    return found
+
+
 def explain(error: Exception, overrides: Sequence[str]) -> str:
     """Hydra's complaint as one line that names the key and the nearest known one."""
     text = " ".join(str(part) for part in (error, error.__cause__ or "") if str(part))
@@ -185,11 +196,25 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
         key = override.split("=")[0].lstrip("+~")
         last = key.split(".")[-1]
         if match and last in {part.split(".")[-1] for part in match.groups() if part}:
+            if owners := _owners(key, overrides):
+                return f"{override}: {owners}"
             known = known_keys()
             close = nearest(key, known)
             reason = "" if key not in known else first_line(text)
             return f"{override}: {reason or f'there is no key {key}'}; {close if key not in known else 'see nava train --help'}"
     return first_line(text)
+
+
+def _owners(key: str, overrides: Sequence[str]) -> str:
+    """Whose setting a key is, where the chosen entry of its group has none of that name and others have."""
+    group, name, *_ = [*key.split("."), ""]
+    chosen = [override.partition("=")[2] for override in overrides if override.split("=")[0].lstrip("+") == group]
+    if group not in GROUPS or not chosen or chosen[-1] not in GROUPS[group]:
+        return ""
+    having = [entry for entry in GROUPS[group] if name in _settings(GROUPS[group].get(entry))]
+    if not having or chosen[-1] in having:
+        return ""
+    return f"{group}={chosen[-1]} has no {name}; it is a setting of {', '.join(having)}"
 
 
 def first_line(text: str) -> str:

@@ -78,6 +78,12 @@ def test_a_misspelt_key_or_name_meets_the_nearest_known_one(override, remedy):
         (["evaluation.guidance=3"], "evaluation.guidance.text=3, say"),
         (["evaluation.guidance.txt=3"], "evaluation.guidance.txt; did you mean 'evaluation.guidance.text'"),
         (["flow.weighting=min_snr"], "with a slash: flow/weighting=min_snr"),
+        (
+            ["variant=ovi", "variant.bridge.knd=conditional"],
+            "there is no key variant.bridge.knd; did you mean 'variant.bridge.kind'",
+        ),
+        (["variant=unified", "variant.bridge.kind=conditional"], "variant=unified has no bridge; it is a setting of dual_tower"),
+        (["world=pulse", "world.held_out=2"], "world=pulse has no held_out; it is a setting of entangle"),
         (["flow.levels=mod"], "flow/levels=NAME (did you mean 'mode'"),
         (["evaluation.solver=heun"], "with a slash: evaluation/solver=heun"),
         (["evaluation.schedules.video={name: karras, rho: x}"], "evaluation.schedules.video: rho=x must be a number"),

@@ -3,16 +3,19 @@
 import os
 import signal
 import socket
+import sys
+import tempfile
 import time
 import traceback
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 needs_fork = pytest.mark.skipif(torch.cuda.is_available(), reason="a process that has used CUDA cannot be forked")
-CRASHES = {-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS}
+HEAP = (b"malloc(): ", b"free(): ", b"double free", b"corrupted ")  # how glibc says that a heap is broken
 
 
 def environment(kind, rank, count, port):
@@ -28,20 +31,22 @@ def environment(kind, rank, count, port):
     return common | {key: str(value) for key, value in own.items()} | {"SLURM_JOB_NAME": "nava"}
 
 
-def together(work, kind="torchrun", count=2, limit_s=90):
+def together(work, kind="torchrun", count=2, limit_s=90, repeatable=False):
     """Run ``work(rank)`` in every process; returns their exit codes. One that hangs fails the test.
 
-    Nothing of ours is native code, so a process that ends in a broken heap, or outside its memory, was ended by a library, as
-    happened once under fsdp on CPUs (LOG.md). That says nothing of what is tested; it is told, and tried once more.
+    ``repeatable`` work may be done twice, and is where a process ends with the words of a broken heap. Nothing of ours is native
+    code, so a library broke it, as happened once under fsdp on CPUs (LOG.md). It is told. Any other end is the test's to judge.
     """
-    codes = _together(work, kind, count, limit_s)
-    if CRASHES & {*codes}:
-        warnings.warn(f"processes ended with {codes}: a library has crashed; tried once more", stacklevel=2)
-        codes = _together(work, kind, count, limit_s)
+    with tempfile.TemporaryDirectory() as folder:
+        codes, words = _together(work, kind, count, limit_s, Path(folder))
+        aborted = [said for code, said in zip(codes, words, strict=True) if code == -signal.SIGABRT]
+        if repeatable and any(mark in said for said in aborted for mark in HEAP):
+            warnings.warn(f"a library broke a heap ({codes}): tried once more", stacklevel=2)
+            codes, _ = _together(work, kind, count, limit_s, Path(folder))
     return codes
 
 
-def _together(work, kind, count, limit_s):
+def _together(work, kind, count, limit_s, folder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -49,18 +54,7 @@ def _together(work, kind, count, limit_s):
     for rank in range(count):
         child = os.fork()
         if not child:
-            code = 1
-            try:
-                os.environ.update(environment(kind, rank, count, port))
-                rank_zero_only.rank = rank
-                work(rank)
-                code = 0
-            except SystemExit as error:
-                code = int(error.code or 0)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(code)
+            _be(rank, work, environment(kind, rank, count, port), folder / str(rank))
         children.append(child)
     codes, until = {}, time.monotonic() + limit_s
     while len(codes) < count and time.monotonic() < until:
@@ -72,5 +66,26 @@ def _together(work, kind, count, limit_s):
         if child not in codes:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
+    words = [(folder / str(rank)).read_bytes() for rank in range(count)]
+    for said in words:
+        os.write(2, said)
     assert len(codes) == count, f"{count - len(codes)} of {count} processes hung for {limit_s} s"
-    return [codes[child] for child in children]
+    return [codes[child] for child in children], words
+
+
+def _be(rank, work, variables, words):
+    """Be one of the processes; what it says of errors goes to a file."""
+    code = 1
+    try:
+        os.dup2(os.open(words, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 2)
+        os.environ.update(variables)
+        rank_zero_only.rank = rank
+        work(rank)
+        code = 0
+    except SystemExit as error:
+        code = int(error.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)

@@ -10,9 +10,9 @@ within a few milliseconds of a checkpoint's write being seen. A run is killed --
 command, then left to finish and compared with one that nobody touched: averaged weights, log, record, scores of every clip, and
 in the last checkpoints weights, optimiser, average and position in the data (randomness is drawn per clip, so there is no
 generator to keep). Every second run is saved by the clock alone, after a time that is drawn, the shortest of which is over with
-every step; where it is longer, the last checkpoints are compared that both have. Seeds of one process (seeds=3) are compared up
-to rounding, for one of them may have to go on alone. Left out are seconds, and the git revision, which a file saved nearby
-changes. Writes kills.json into --out; what stands there is not done again.
+every step; it is compared with an unbroken run that keeps a checkpoint of every step, and so is the other unbroken run. Seeds of
+one process (seeds=3) are compared up to rounding, for one of them may have to go on alone. Left out are seconds, and the git
+revision, which a file saved nearby changes. Writes kills.json into --out; what stands there is not done again.
 
 A life begins as a fork of this process, which has everything imported; with --fresh as a new process.
 """
@@ -48,6 +48,7 @@ from nava_lab.study.identity import code_fingerprint
 from nava_lab.study.multirun import re_executes
 from nava_lab.study.record import write_json
 from nava_lab.study.seeds import asked
+from nava_lab.training import callbacks
 from nava_lab.training.saved import SUFFIX, numbered, parted, whole
 
 SMALL = [
@@ -61,6 +62,7 @@ POLL_S = 0.0003
 EVERY_STEP = 1e-6  # seconds
 CLOCKS_S = (EVERY_STEP, 0.03, 0.12)  # after how long a run is saved that the clock saves
 MARKS = {"anywhere": "", "writing": "w"}
+KEEPING = "--keeping"
 Life = Callable[[Path], int]
 
 
@@ -92,7 +94,13 @@ def by_clock(seconds: float) -> list[str]:
     return [f"training.checkpoint_minutes={seconds / 60}", "training.checkpoints=0"] if seconds else []
 
 
-def forked(settings: Sequence[str]) -> Life:
+def keep_all(words: Sequence[str]) -> None:
+    """``nava`` with a checkpoint of every step that is saved, not of the last two alone."""
+    callbacks.KEPT = 10**9
+    nava(words)
+
+
+def forked(settings: Sequence[str], keeping: bool = False) -> Life:
     """Starts lives as forks of this process."""
 
     def begin(root: Path) -> int:
@@ -105,7 +113,7 @@ def forked(settings: Sequence[str]) -> Life:
             os.dup2(told.fileno(), 2)
         code = 1
         try:
-            nava(["train", *settings, f"output.root={root}"])
+            (keep_all if keeping else nava)(["train", *settings, f"output.root={root}"])
             code = 0
         finally:
             os._exit(code)
@@ -113,11 +121,12 @@ def forked(settings: Sequence[str]) -> Life:
     return begin
 
 
-def fresh(settings: Sequence[str]) -> Life:
+def fresh(settings: Sequence[str], keeping: bool = False) -> Life:
     """Starts lives as processes of their own."""
 
     def begin(root: Path) -> int:
-        command = [sys.executable, "-m", "nava_lab", "train", *settings, f"output.root={root}"]
+        program = [__file__, KEEPING] if keeping else ["-m", "nava_lab"]
+        command = [sys.executable, *program, "train", *settings, f"output.root={root}"]
         with (root / "told.txt").open("a") as told:
             return subprocess.Popen(command, stdout=told, stderr=told, start_new_session=True).pid
 
@@ -182,18 +191,18 @@ def finish(begin: Life, root: Path) -> float:
     return time.monotonic() - began
 
 
-def differences_of_all(root: Path, other: Path, rounded: bool = False, free: bool = False) -> list[str]:
+def differences_of_all(root: Path, other: Path, rounded: bool = False, among: bool = False) -> list[str]:
     """In what two folders of runs differ (see ``differences``)."""
     mine, others = runs_in(root), runs_in(other)
     if [run.name for run in mine] != [run.name for run in others]:
         return [f"runs: {', '.join(run.name for run in mine)}"]
     pairs = list(zip(mine, others, strict=True))
     marks = [f"{run.name}: " if len(pairs) > 1 else "" for run in mine]
-    return [mark + line for mark, pair in zip(marks, pairs, strict=True) for line in differences(*pair, rounded, free)]
+    return [mark + line for mark, pair in zip(marks, pairs, strict=True) for line in differences(*pair, rounded, among)]
 
 
-def differences(run: Path, other: Path, rounded: bool = False, free: bool = False) -> list[str]:
-    """In what two runs' folders differ: at all, or by more than rounding; ``free``: they may be saved after other steps."""
+def differences(run: Path, other: Path, rounded: bool = False, among: bool = False) -> list[str]:
+    """In what two runs' folders differ: at all, or by more than rounding; ``among``: the other has further checkpoints."""
     found = [
         name
         for name in ("metrics.jsonl", "per_clip.json")
@@ -206,9 +215,7 @@ def differences(run: Path, other: Path, rounded: bool = False, free: bool = Fals
     one, two = (load_file(path / "model.safetensors") for path in (run, other))
     found += unequal("model.safetensors", one, two, rounded)
     names = [[path.name for path in numbered(folder / "checkpoints")] for folder in (run, other)]
-    if free:
-        names[0] = [name for name in names[0] if name in names[1]]
-    elif names[0] != names[1]:
+    if names[0] != ([name for name in names[1] if name in names[0]] if among else names[1]):
         return [*found, f"checkpoints: {names[0]}, not {names[1]}"]
     for name in names[0]:
         (rest, tensors), (other_rest, others) = (parted(whole(folder / "checkpoints" / name)) for folder in (run, other))
@@ -273,8 +280,8 @@ def campaign(out: Path, settings: Sequence[str], kills: int, each: int, seed: in
     unbroken, twin = out / "unbroken", out / "twin"
     if not list(twin.glob("*/record.json")):
         about["lasts"] = finish(start(settings), unbroken)
-        finish(start([*settings, *by_clock(EVERY_STEP)]), twin)
-        if wrong := differences_of_all(twin, unbroken, free=True):
+        finish(start([*settings, *by_clock(EVERY_STEP)], keeping=True), twin)
+        if wrong := differences_of_all(unbroken, twin, among=True):
             raise SystemExit(f"two unbroken runs differ, so nothing can be said of killed ones: {'; '.join(wrong)}")
     lasts = about.setdefault("lasts", before.get("lasts", 5.0))
     several = any(part.startswith("seeds=") for part in settings)  # of which one may go on alone, and be summed in another order
@@ -289,27 +296,30 @@ def campaign(out: Path, settings: Sequence[str], kills: int, each: int, seed: in
                 break
             found.append(one)
         finish(begin, root)
-        wrong = differences_of_all(root, twin if clock else unbroken, several, clock > EVERY_STEP)
-        done.append({"clock_s": clock, "kills": [asdict(one) for one in found], "differences": wrong})
+        wrong = differences_of_all(root, twin if clock else unbroken, several, bool(clock))
+        compared = sum(len(numbered(run / "checkpoints")) for run in runs_in(root))
+        done.append({"clock_s": clock, "kills": [asdict(one) for one in found], "compared": compared, "differences": wrong})
         write_json(path, {**about, "runs": done})
         print(f"run {number}: {len(found)} kills, {'; '.join(done[-1]['differences']) or 'equal'}", file=sys.stderr, flush=True)
     return done
 
 
 def show(done: Sequence[dict[str, Any]]) -> None:
-    table = Table("run", "saved", "killed after s, w: at a write (newest checkpoint)", "writes torn", "ends equal")
+    table = Table("run", "saved", "killed after s, w: at a write (newest checkpoint)", "writes torn", "compared", "ends equal")
     for number, run in enumerate(done):
         kills = run["kills"]
         told = ", ".join(f"{kill['after_s']:.2f}{MARKS[kill['aimed']]} ({kill['checkpoint']})" for kill in kills)
         when = f"every {run['clock_s']:g} s" if run["clock_s"] else "at moments"
-        table.add_row(str(number), when, told, str(sum(kill["torn"] for kill in kills)), "; ".join(run["differences"]) or "yes")
+        torn = str(sum(kill["torn"] for kill in kills))
+        table.add_row(str(number), when, told, torn, str(run["compared"]), "; ".join(run["differences"]) or "yes")
     Console(width=120).print(table)
     kills = [kill for run in done for kill in run["kills"]]
-    torn, broken = sum(kill["torn"] for kill in kills), sum(bool(run["differences"]) for run in done)
+    tears, broken = sum(kill["torn"] for kill in kills), sum(bool(run["differences"]) for run in done)
     timed = [len(run["kills"]) for run in done if run["clock_s"]]
     print(
-        f"{len(kills)} kills of {len(done)} runs, {torn} in the middle of a checkpoint's write; {sum(timed)} of the kills, of "
-        f"{len(timed)} runs, where the clock saves; {broken} runs ended otherwise"
+        f"{len(kills)} kills of {len(done)} runs, {tears} in the middle of a checkpoint's write; {sum(timed)} of the kills, of "
+        f"{len(timed)} runs, where the clock saves; {sum(run['compared'] for run in done)} last checkpoints compared; "
+        f"{broken} runs ended otherwise"
     )
 
 
@@ -333,4 +343,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    in_one_line(main)
+    if KEEPING in sys.argv:
+        keep_all(sys.argv[2:])
+    else:
+        in_one_line(main)

@@ -4,6 +4,7 @@ import json
 import time
 
 import pytest
+import torch
 
 from nava_lab.training.averaging import Averaging
 from sweeps import kills
@@ -24,6 +25,17 @@ def test_a_run_that_is_killed_at_any_moment_ends_as_an_unbroken_one(tmp_path, ca
     assert sum(len(run["kills"]) for run in runs) == 4
     assert [bool(run["clock_s"]) for run in runs[:2]] == [False, True]
     assert runs[1]["kills"]
+    assert runs[0]["compared"] == 2
+    assert runs[1]["compared"] > 0
+    clocked, twin = (kills.only_run(tmp_path / name) for name in ("run-1", "twin"))
+    assert len(kills.numbered(twin / "checkpoints")) > 6  # of all steps but those of validations
+    assert not kills.differences(clocked, twin, among=True)
+    newest = kills.numbered(clocked / "checkpoints")[0].name
+    saved = torch.load(twin / "checkpoints" / newest, weights_only=True)
+    torch.save({**saved, "global_step": 0}, twin / "checkpoints" / newest)
+    assert kills.differences(clocked, twin, among=True) == [f"{newest}: what is no tensor"]
+    (twin / "checkpoints" / newest).unlink()
+    assert kills.differences(clocked, twin, among=True)[0].startswith("checkpoints: ")
     run, other = (kills.only_run(tmp_path / name) for name in ("run-0", "unbroken"))
     log = run / "metrics.jsonl"
     log.write_text(log.read_text()[:-3])

@@ -86,11 +86,16 @@ def surroundings() -> ClusterEnvironment | None:
 
 def meet(devices: Devices) -> None:
     """Join the processes that somebody else started, before any of them writes; Lightning goes on with the same group.
+def _by_lightning(found: ClusterEnvironment | None) -> bool:
+    """Whether Lightning starts the processes; in those that it has started, its own surroundings say that somebody else does."""
+    return found is None or isinstance(found, LightningEnvironment)
+
+
 
     Those that Lightning starts are started when the first has already prepared everything, and need not meet.
     """
     found = surroundings()
-    if found is None or not found.creates_processes_externally or dist.is_initialized():
+    if found is None or _by_lightning(found) or dist.is_initialized():
         return
     if found.world_size() != devices.count:
         raise ValueError(
@@ -129,7 +134,7 @@ def end_together() -> NoReturn:
     observer, which then kills the first, within 5 s, before that has told its own.
     """
     found = surroundings()
-    beside = (found is None or not found.creates_processes_externally) and int(os.environ.get("LOCAL_RANK", 0)) > 0
+    beside = _by_lightning(found) and int(os.environ.get("LOCAL_RANK", 0)) > 0
     raise SystemExit(0 if beside else TERMINATED)
 
 

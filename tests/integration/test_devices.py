@@ -325,31 +325,35 @@ def test_what_processes_met_becomes_an_error_like_any_other(met, raised, told):
         raise CheckpointException("write", {rank: (error, None) for rank, error in met.items()})
 
 
-def test_a_process_that_is_asked_to_end_has_all_save_and_end(one, tmp_path):
-    """SIGTERM reaches one of two, as when a job's time runs out."""
+@pytest.mark.parametrize(("moment", "kept"), [(6, ["0000006.ckpt", "0000005.ckpt"]), (0, ["0000001.ckpt"])])
+def test_a_process_that_is_asked_to_end_has_all_save_and_end(one, moment, kept, tmp_path):
+    """SIGTERM reaches one of two, as when a job's time runs out; also before the first step, when Lightning takes signals."""
 
-    class Asked(pl.Callback):
-        def on_train_batch_end(self, trainer, module, outputs, batch, index):
-            if trainer.global_rank == 1 and trainer.global_step == 6:
+    class Asks(pl.Callback):
+        def on_train_start(self, trainer, module):
+            self.on_train_batch_end(trainer, module)
+
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_rank == 1 and trainer.global_step == moment:
                 os.kill(os.getpid(), signal.SIGTERM)
 
     config = load([*SMALL, "trainer=ddp", *TWO, f"output.root={tmp_path}"])
-    assert together(lambda rank: run(config, lambda message: None, [Asked()])) == [TERMINATED, TERMINATED]
+    assert together(lambda rank: run(config, lambda message: None, [Asks()])) == [TERMINATED, TERMINATED]
     (folder,) = tmp_path.glob("unified-*")
-    assert [path.name for path in saved.numbered(folder / "checkpoints")] == ["0000006.ckpt", "0000005.ckpt"]
+    assert [path.name for path in saved.numbered(folder / "checkpoints")] == kept
     assert not (folder / "failed.json").exists()
     resumed(folder, ["trainer=cpu"], lambda message: None)
     same_numbers(one, folder)
 
 
 def test_processes_that_are_asked_to_end_in_the_last_step_save_its_weights_and_end_before_it_is_scored(one, tmp_path):
-    class Asked(pl.Callback):
+    class Asks(pl.Callback):
         def on_train_batch_end(self, trainer, module, outputs, batch, index):
             if trainer.global_rank == 1 and trainer.global_step == trainer.max_steps:
                 os.kill(os.getpid(), signal.SIGTERM)
 
     config = load([*SMALL, "trainer=fsdp", *TWO, f"output.root={tmp_path}"])
-    assert together(lambda rank: run(config, lambda message: None, [Asked()])) == [TERMINATED, TERMINATED]
+    assert together(lambda rank: run(config, lambda message: None, [Asks()])) == [TERMINATED, TERMINATED]
     (folder,) = tmp_path.glob("unified-*")
     assert (folder / "model.safetensors").exists()
     assert not [path.name for path in folder.glob("*.json") if path.name in ("record.json", "failed.json")]

@@ -105,7 +105,7 @@ def train(config: Config, built: Parts, folder: Path, tell: Tell = print, watche
         fit(trainer, module, WorldData(config.world, config.training, config.seed), newest)
         save_trained(trainer, module, folder, clock)
         (ends,) = agreed(trainer, [asked.yes])
-    if ends:
+    if ends or asked.yes:  # nothing is agreed on from here on: who is asked as late as this ends by itself
         end_together()
 
 
@@ -123,14 +123,14 @@ def start_of(folder: Path, tell: Tell) -> Path | None:
 
 
 def save_trained(trainer: pl.Trainer, module: GenerativeModule, folder: Path, clock: WallTime) -> None:
-    """Save the averaged weights; FloatingPointError where they are no numbers."""
+    """Save the averaged weights; FloatingPointError where they are no numbers, and what writing meets, in all processes."""
     weights = {name: full(part) for name, part in module.network.state_dict().items()}  # of shards, all processes must ask
     if not all(bool(part.isfinite().all()) for part in weights.values()):  # of the last step: no later loss tells of it
         error = FloatingPointError(broken(trainer.global_step))
         note_step(error, trainer.global_step)
         raise error
-    if trainer.is_global_zero:
-        save_weights(folder / "model.safetensors", weights, clock.about(0, trainer.global_step))
+    about = clock.about(0, trainer.global_step)
+    by_the_first(trainer.strategy, lambda: save_weights(folder / "model.safetensors", weights, about))
 
 
 def fit(trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule, start: Path | None) -> None:

@@ -27,13 +27,12 @@ from nava_lab.training.data import WorldData
 from nava_lab.training.ending import Asked
 from nava_lab.training.log import LOG_EVERY, read_log, write_log
 from nava_lab.training.loggers import finish_loggers, make_logger
-from nava_lab.training.machine import Devices, check_compiler, end_together, of_first, prepare_layers
+from nava_lab.training.machine import Devices, Signals, check_compiler, end_together, of_first, prepare_layers
 from nava_lab.training.mishaps import broken, note_step
 from nava_lab.training.module import GenerativeModule
 from nava_lab.training.per_seed import Each
 from nava_lab.training.saved import give_up, newest_checkpoint, readable, whole
-from nava_lab.training.settings import TERMINATED
-from nava_lab.training.sharding import full
+from nava_lab.training.sharding import by_the_first, full
 
 Tell = Callable[[str], None]
 STACKED_WITH = "stacked_with"
@@ -106,7 +105,7 @@ def train(config: Config, built: Parts, folder: Path, tell: Tell = print, watche
         fit(trainer, module, WorldData(config.world, config.training, config.seed), newest)
         save_trained(trainer, module, folder, clock)
         (ends,) = agreed(trainer, [asked.yes])
-    if ends:
+    if ends or asked.yes:  # nothing is agreed on from here on: who is asked as late as this ends by itself
         end_together()
 
 
@@ -124,14 +123,14 @@ def start_of(folder: Path, tell: Tell) -> Path | None:
 
 
 def save_trained(trainer: pl.Trainer, module: GenerativeModule, folder: Path, clock: WallTime) -> None:
-    """Save the averaged weights; FloatingPointError where they are no numbers."""
+    """Save the averaged weights; FloatingPointError where they are no numbers, and what writing meets, in all processes."""
     weights = {name: full(part) for name, part in module.network.state_dict().items()}  # of shards, all processes must ask
     if not all(bool(part.isfinite().all()) for part in weights.values()):  # of the last step: no later loss tells of it
         error = FloatingPointError(broken(trainer.global_step))
         note_step(error, trainer.global_step)
         raise error
-    if trainer.is_global_zero:
-        save_weights(folder / "model.safetensors", weights, clock.about(0, trainer.global_step))
+    about = clock.about(0, trainer.global_step)
+    by_the_first(trainer.strategy, lambda: save_weights(folder / "model.safetensors", weights, about))
 
 
 def fit(trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule, start: Path | None) -> None:
@@ -140,7 +139,7 @@ def fit(trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataM
         trainer.fit(module, data, ckpt_path=start, weights_only=True)
     except SystemExit as ended:
         by_hand = ended.code == 1  # how Lightning ends after Ctrl-C
-        error = KeyboardInterrupt() if by_hand else SystemExit(TERMINATED if ended.code is None else ended.code)
+        error = KeyboardInterrupt() if by_hand else ended
         note_step(error, trainer.global_step)
         raise error from None
     except Exception as error:
@@ -172,7 +171,7 @@ def trainer_of(
     """
     machine, training, on = config.trainer, config.training, devices_of(config)
     try:
-        return pl.Trainer(
+        trainer = pl.Trainer(
             max_steps=training.steps,
             max_epochs=-1,
             accelerator=machine.accelerator,
@@ -197,6 +196,8 @@ def trainer_of(
         )
     except (pl.utilities.exceptions.MisconfigurationException, RuntimeError, ValueError) as error:
         raise ConfigError(f"trainer: {str(error).splitlines()[0]}") from None
+    trainer._signal_connector = Signals(trainer)
+    return trainer
 
 
 MACHINES = "machines.jsonl"

@@ -30,6 +30,7 @@ from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_only
 
 from nava_lab.config import Config, ConfigError, from_file, machine_settings
+from nava_lab.evaluation.bar import bar
 from nava_lab.evaluation.previews import write_previews
 from nava_lab.evaluation.protocol import Result, evaluate
 from nava_lab.evaluation.score import Score
@@ -46,7 +47,7 @@ from nava_lab.study.warm import check_start
 from nava_lab.training.callbacks import EndedEarly
 from nava_lab.training.ending import note_end
 from nava_lab.training.loggers import check_logger
-from nava_lab.training.machine import leave, meet, wait_for_all
+from nava_lab.training.machine import leave, meet, of_first, wait_for_all
 from nava_lab.training.mishaps import chain, step_of
 
 Tell = Callable[[str], None]
@@ -108,11 +109,13 @@ def run(config: Config, tell: Tell = print, watchers: Sequence[pl.Callback] = ()
             if begun is None:
                 prepare_folder(config, folder, identity, tell)
             wait_for_all()
-        if (folder / record.NAME).exists():
-            tell(f"{folder.name}: already finished, nothing to do")
-            return folder
         with failures_written(folder, config):
-            if not (folder / "model.safetensors").exists():
+            # Only the first writes these, and each may look into a folder of its own.
+            done, trained = of_first([(folder / name).exists() for name in (record.NAME, "model.safetensors")])
+            if done:
+                tell(f"{folder.name}: already finished, nothing to do")
+                return folder
+            if not trained:
                 train(config, built, folder, tell, watchers)
             if not leave():
                 score(config, folder, tell, built)
@@ -269,7 +272,7 @@ def score(
         config.seed,
         device,
         keep=max(1, config.evaluation.previews),
-        progress=_bar(config.output.progress, folder.name),
+        progress=bar(config.output.progress, folder.name),
     )
     made = _record(config, built, folder, steps, seconds, result, str(device), tell)
     folder = into or folder
@@ -322,25 +325,6 @@ def _captions(config: Config, result: Result) -> list[str]:
 def device_of(config: Config) -> torch.device:
     """Where a run is scored and sampled: on the kind of device that it was trained on, or CPU where that is missing."""
     return torch.device("cuda" if config.trainer.accelerator == "cuda" and torch.cuda.is_available() else "cpu")
-
-
-def _bar(shown: bool, name: str) -> Callable[[str, int, int], None] | None:
-    if not shown:
-        return None
-    from rich.progress import Progress as Bar
-
-    bar = Bar(transient=True)
-    tasks: dict[str, Any] = {}
-
-    def advance(what: str, done: int, of: int) -> None:
-        if what not in tasks:
-            bar.start()
-            tasks[what] = bar.add_task(f"{name}: {what}", total=of)
-        bar.update(tasks[what], completed=done)
-        if done >= of:
-            bar.stop()
-
-    return advance
 
 
 def declared(config: Config, scores: Iterable[str]) -> tuple[list[str], dict[str, bool], list[str]]:

@@ -178,7 +178,7 @@ class Ends(pl.Callback):
         self.asked = asked
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.asked.listen()  # in the place of Lightning, whose processes would not end after the same step
+        self.asked.listen()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -208,7 +208,6 @@ class Checkpoints(Checkpoint):
             clear(self.folder)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Listen for SIGTERM in the place of Lightning, which would end without saving."""
         self.saved = time.monotonic()
         self.asked.listen()
 

@@ -21,7 +21,7 @@ class Asked:
         self.yes = False
 
     def listen(self) -> None:
-        """Once more, where somebody (Lightning, when it begins to train) has taken the signal."""
+        """Also in a process that was begun (Lightning's ddp_spawn) by the one that listens."""
         _take(self._hear)
 
     @contextmanager

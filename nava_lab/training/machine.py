@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -17,6 +18,7 @@ from lightning.fabric.plugins.environments import (
     TorchElasticEnvironment,
 )
 from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -84,13 +86,18 @@ def surroundings() -> ClusterEnvironment | None:
         raise ValueError(str(error)) from None
 
 
+def _by_lightning(found: ClusterEnvironment | None) -> bool:
+    """Whether Lightning starts the processes; in those that it has started, its own surroundings say that somebody else does."""
+    return found is None or isinstance(found, LightningEnvironment)
+
+
 def meet(devices: Devices) -> None:
     """Join the processes that somebody else started, before any of them writes; Lightning goes on with the same group.
 
     Those that Lightning starts are started when the first has already prepared everything, and need not meet.
     """
     found = surroundings()
-    if found is None or not found.creates_processes_externally or dist.is_initialized():
+    if found is None or _by_lightning(found) or dist.is_initialized():
         return
     if found.world_size() != devices.count:
         raise ValueError(
@@ -122,6 +129,18 @@ def of_first(value: Any) -> Any:
     return held[0]
 
 
+class Signals(_SignalConnector):
+    """The signals that Lightning takes while it trains: all but SIGTERM, which stays with who listens for it (``Asked``).
+
+    Lightning would broadcast in the midst of whatever the processes exchange, and end each of them where it happens to be.
+    """
+
+    @staticmethod
+    def _register_signal(signum: Any, handlers: Any) -> None:
+        if signum != signal.SIGTERM:
+            _SignalConnector._register_signal(signum, handlers)
+
+
 def end_together() -> NoReturn:
     """End this process as all of its training do now, because somebody asked for it (SIGTERM).
 
@@ -129,7 +148,7 @@ def end_together() -> NoReturn:
     observer, which then kills the first, within 5 s, before that has told its own.
     """
     found = surroundings()
-    beside = (found is None or not found.creates_processes_externally) and int(os.environ.get("LOCAL_RANK", 0)) > 0
+    beside = _by_lightning(found) and int(os.environ.get("LOCAL_RANK", 0)) > 0
     raise SystemExit(0 if beside else TERMINATED)
 
 

@@ -35,6 +35,19 @@ def full(tensor: Tensor) -> Tensor:
     return (found.full_tensor() if isinstance(found, DTensor) else found).cpu().contiguous()
 
 
+def by_the_first(strategy: Strategy, work: Callable[[], None]) -> None:
+    """Have the first process do something, and all wait for it, and raise what it raises."""
+    met: Exception | None = None
+    if strategy.is_global_zero:
+        try:
+            work()
+        except Exception as error:  # whatever it is, the others wait to hear of it
+            met = error
+    met = strategy.broadcast(met)
+    if met is not None:
+        raise met
+
+
 class Sharded(ModelParallelStrategy):
     """Lightning's strategy for FSDP2, whose checkpoints are ours: atomic, and readable by any other strategy.
 
@@ -79,23 +92,11 @@ class Sharded(ModelParallelStrategy):
         try:
             with saved.spoken(path):
                 dcp.save({key: part for key, (_, part) in keyed.items()}, checkpoint_id=temporary)
-            self._by_the_first(lambda: _named(temporary, path, {"rest": rest, "places": places}))
+            by_the_first(self, lambda: _named(temporary, path, {"rest": rest, "places": places}))
         except BaseException:
             if self.is_global_zero:
                 shutil.rmtree(temporary, ignore_errors=True)
             raise
-
-    def _by_the_first(self, work: Callable[[], None]) -> None:
-        """Have the first process do something, and all wait for it, and raise what it raises."""
-        met: Exception | None = None
-        if self.is_global_zero:
-            try:
-                work()
-            except Exception as error:  # whatever it is, the others wait to hear of it
-                met = error
-        met = self.broadcast(met)
-        if met is not None:
-            raise met
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Each process its shards, of a sharded checkpoint or of a file that holds full tensors."""

@@ -29,6 +29,7 @@ from nava_lab.study.run import resumed, run
 from nava_lab.training import saved
 from nava_lab.training.callbacks import SameStart
 from nava_lab.training.data import WorldData
+from nava_lab.training.ending import Asked
 from nava_lab.training.machine import Devices, end_together, meet, prepare_layers
 from nava_lab.training.module import GenerativeModule
 from nava_lab.training.settings import TERMINATED, Training
@@ -311,6 +312,25 @@ def test_a_disk_that_is_full_for_one_process_ends_all_in_one_message_and_gets_it
     same_numbers(one, failed.parent)
 
 
+def test_weights_that_the_first_process_cannot_write_end_all_in_one_message(tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("nava_lab.study.fit.save_weights", fails)  # only the first comes there
+    config = load([*SMALL, "trainer=ddp", *TWO, f"output.root={tmp_path}"])
+
+    def work(rank):
+        with pytest.raises(RunFailed) as caught:
+            run(config, lambda message: None)
+        (tmp_path / f"told-{rank}").write_text(str(caught.value))
+
+    assert together(work) == [0, 0]
+    told = [(tmp_path / f"told-{rank}").read_text() for rank in (0, 1)]
+    assert told[0] == told[1]
+    assert "the disk is full" in told[0]
+    assert "its state is safe at step 9" in told[0]
+
+
 @pytest.mark.parametrize(
     ("met", "raised", "told"),
     [
@@ -325,36 +345,56 @@ def test_what_processes_met_becomes_an_error_like_any_other(met, raised, told):
         raise CheckpointException("write", {rank: (error, None) for rank, error in met.items()})
 
 
-def test_a_process_that_is_asked_to_end_has_all_save_and_end(one, tmp_path):
-    """SIGTERM reaches one of two, as when a job's time runs out."""
+@pytest.mark.parametrize(("moment", "kept"), [(6, ["0000006.ckpt", "0000005.ckpt"]), (0, ["0000001.ckpt"])])
+def test_a_process_that_is_asked_to_end_has_all_save_and_end(one, moment, kept, tmp_path):
+    """SIGTERM reaches one of two, as when a job's time runs out; also before the first step, when Lightning takes signals."""
 
-    class Asked(pl.Callback):
-        def on_train_batch_end(self, trainer, module, outputs, batch, index):
-            if trainer.global_rank == 1 and trainer.global_step == 6:
+    class Asks(pl.Callback):
+        def on_train_start(self, trainer, module):
+            self.on_train_batch_end(trainer, module)
+
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_rank == 1 and trainer.global_step == moment:
                 os.kill(os.getpid(), signal.SIGTERM)
 
     config = load([*SMALL, "trainer=ddp", *TWO, f"output.root={tmp_path}"])
-    assert together(lambda rank: run(config, lambda message: None, [Asked()])) == [TERMINATED, TERMINATED]
+    assert together(lambda rank: run(config, lambda message: None, [Asks()])) == [TERMINATED, TERMINATED]
     (folder,) = tmp_path.glob("unified-*")
-    assert [path.name for path in saved.numbered(folder / "checkpoints")] == ["0000006.ckpt", "0000005.ckpt"]
+    assert [path.name for path in saved.numbered(folder / "checkpoints")] == kept
     assert not (folder / "failed.json").exists()
     resumed(folder, ["trainer=cpu"], lambda message: None)
     same_numbers(one, folder)
 
 
 def test_processes_that_are_asked_to_end_in_the_last_step_save_its_weights_and_end_before_it_is_scored(one, tmp_path):
-    class Asked(pl.Callback):
+    class Asks(pl.Callback):
         def on_train_batch_end(self, trainer, module, outputs, batch, index):
             if trainer.global_rank == 1 and trainer.global_step == trainer.max_steps:
                 os.kill(os.getpid(), signal.SIGTERM)
 
     config = load([*SMALL, "trainer=fsdp", *TWO, f"output.root={tmp_path}"])
-    assert together(lambda rank: run(config, lambda message: None, [Asked()])) == [TERMINATED, TERMINATED]
+    assert together(lambda rank: run(config, lambda message: None, [Asks()])) == [TERMINATED, TERMINATED]
     (folder,) = tmp_path.glob("unified-*")
     assert (folder / "model.safetensors").exists()
     assert not [path.name for path in folder.glob("*.json") if path.name in ("record.json", "failed.json")]
     resumed(folder, ["trainer=cpu"], lambda message: None)
     same_numbers(one, folder)
+
+
+def test_who_asks_a_run_to_end_after_its_processes_have_agreed_is_heard(tmp_path, monkeypatch):
+    class Late(Asked):
+        @contextlib.contextmanager
+        def listening(self):
+            with super().listening():
+                yield
+                signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("nava_lab.study.fit.Asked", Late)
+    with pytest.raises(SystemExit) as ended:
+        run(load([*SMALL, "trainer=cpu", f"output.root={tmp_path}"]), lambda message: None)
+    assert ended.value.code == TERMINATED
+    assert list(tmp_path.glob("*/model.safetensors"))
+    assert not list(tmp_path.glob("*/record.json"))
 
 
 @pytest.mark.parametrize("kind", ["torchrun", "nodes"])
@@ -364,18 +404,25 @@ def test_the_first_process_decides_where_all_start_and_one_that_cannot_refuses_f
     each += ["trainer.nodes=2"] if kind == "nodes" else []
 
     def work(rank, where, change):
-        folder = begun(one, where / str(rank) / one.name)
-        change(rank, saved.numbered(folder / "checkpoints")[0])
+        folder = where / str(rank) / one.name
+        change(rank, folder)
         with (where / f"told-{rank}").open("w") as told, contextlib.redirect_stderr(told):
             main(["train", "--continue", str(folder), *each])
 
-    def lacks(rank, newest):
+    def lacks(rank, folder):
         if rank == 1:
-            newest.unlink()
+            saved.numbered(begun(one, folder) / "checkpoints")[0].unlink()
+        else:
+            begun(one, folder)
 
-    def is_behind(rank, newest):
-        if rank == 0:
-            newest.unlink()
+    def is_behind(rank, folder):
+        lacks(1 - rank, folder)
+
+    def is_not_scored(rank, folder):
+        (folder / "record.json").unlink(missing_ok=True)
+
+    def is_done(rank, folder):
+        assert (folder / "record.json").exists() == (rank == 0)
 
     for name in ("lacks", "behind"):
         (tmp_path / name).mkdir()
@@ -387,6 +434,9 @@ def test_the_first_process_decides_where_all_start_and_one_that_cannot_refuses_f
         assert f"{path}, and the first process, which decides, continues from there" in told[-1]
         assert not [line for line in told if "Traceback" in line]
     assert together(lambda rank: work(rank, tmp_path / "behind", is_behind), kind) == [0, 0]
+    same_numbers(one, tmp_path / "behind" / "0" / one.name)
+    for change in (is_not_scored, is_done):  # only the first has weights, and a record
+        assert together(lambda rank, change=change: work(rank, tmp_path / "behind", change), kind) == [0, 0]
     same_numbers(one, tmp_path / "behind" / "0" / one.name)
 
 
@@ -419,6 +469,8 @@ def test_an_unreadable_sharded_checkpoint_is_named_and_passed_over(sharded, tmp_
         ({}, TERMINATED),
         ({"LOCAL_RANK": "0"}, TERMINATED),
         ({"LOCAL_RANK": "1"}, 0),
+        ({"LOCAL_RANK": "0", "SLURM_NTASKS": "1"}, TERMINATED),
+        ({"LOCAL_RANK": "1", "SLURM_NTASKS": "1"}, 0),
         (environment("torchrun", 1, 2, 1), TERMINATED),
     ],
 )

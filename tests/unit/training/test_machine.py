@@ -64,6 +64,16 @@ def test_compiling_for_a_cpu_without_a_compiler_is_refused(monkeypatch):
         check_compiler("cpu")
 
 
+def test_what_lightning_starts_in_a_job_of_one_task_does_not_meet_as_what_slurm_starts(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.delenv("SLURM_JOB_NAME", raising=False)
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    for rank in ("0", "1"):  # the first, once it has started others, and those
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        meet(Devices("cpu", 2, strategy="ddp"))
+        assert not torch.distributed.is_initialized()
+
+
 def test_who_starts_the_processes_is_seen_and_slurm_keeps_no_checkpoints_of_its_own(monkeypatch):
     for key in ("SLURM_NTASKS", "SLURM_JOB_NAME", "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(key, raising=False)

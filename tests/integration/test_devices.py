@@ -326,7 +326,7 @@ def test_what_processes_met_becomes_an_error_like_any_other(met, raised, told):
 
 
 def test_a_process_that_is_asked_to_end_has_all_save_and_end(one, tmp_path):
-    """SIGTERM reaches one of two, as when a job's time runs out."""
+    """SIGTERM reaches one of two, as when a job's time runs out; the other knows of it a step later."""
 
     class Asked(pl.Callback):
         def on_train_batch_end(self, trainer, module, outputs, batch, index):
@@ -336,7 +336,7 @@ def test_a_process_that_is_asked_to_end_has_all_save_and_end(one, tmp_path):
     config = load([*SMALL, "trainer=ddp", *TWO, f"output.root={tmp_path}"])
     assert together(lambda rank: run(config, lambda message: None, [Asked()])) == [TERMINATED, TERMINATED]
     (folder,) = tmp_path.glob("unified-*")
-    assert [path.name for path in saved.numbered(folder / "checkpoints")] == ["0000006.ckpt", "0000005.ckpt"]
+    assert [path.name for path in saved.numbered(folder / "checkpoints")] == ["0000007.ckpt", "0000005.ckpt"]
     assert not (folder / "failed.json").exists()
     resumed(folder, ["trainer=cpu"], lambda message: None)
     same_numbers(one, folder)

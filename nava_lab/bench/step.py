@@ -16,6 +16,7 @@ is in ``bench.cards``, not the floor nor diffusers.
 
 - kernels: what the step's kernels take on the card, by torch's profiler; x kernels: the step's time over theirs.
 - MFU: the budget's training FLOPs over the card's dense bf16 peak, of cards that are known.
+- not judged: what no target is for there, or what cannot be told, with the reason.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from nava_lab.bench.cards import PEAKS, card, missed_on_card, used
+from nava_lab.bench.cards import PEAKS, card, missed_on_card, not_judged_on_card, used
 from nava_lab.bench.peers import peers
 from nava_lab.bench.products import alone, flops
 from nava_lab.bench.scaling import scaled, show_scaling, too_steep
@@ -91,10 +92,12 @@ def measure(subjects: Sequence[Subject], rounds: int, with_peers: bool, tell: Te
 
 
 def _about(subject: Subject) -> dict[str, Any]:
-    size, variant = subject.built.solution.size, subject.config.variant
+    size, variant, machine = subject.built.solution.size, subject.config.variant, subject.config.trainer
     return {
         "variant": subject.label,
         "parameters": subject.parameters,
+        "precision": machine.precision,
+        "compiled": machine.compile,
         "depth": variant.depth,
         "width": size.width,
         "hidden": size.hidden,
@@ -154,6 +157,12 @@ def missed(rows: Sequence[dict[str, Any]]) -> list[str]:
     return found + [miss for row in rows if row["target"] is None for miss in missed_on_card(row)]
 
 
+def not_judged(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What is held against no target, and why; on a CPU everything has one."""
+    reasons = [(row["variant"], not_judged_on_card(row)) for row in rows if row["target"] is None]
+    return [f"{variant} ({why})" for variant, why in reasons if why]
+
+
 def main(arguments: Sequence[str]) -> int:
     """``nava bench step [variant=A,B] [KEY=VALUE ...]``; 1 where a target is missed, or a cost grows faster than it should."""
     options, flags, overrides = _read(arguments)
@@ -188,7 +197,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     rows = measure(subjects, int(options["--rounds"]), "--no-peers" not in flags, tell)
     if "--json" in flags:
-        print(json.dumps({**about, "missed": missed(rows), "rows": rows}, indent=2))
+        print(json.dumps({**about, "missed": missed(rows), "not_judged": not_judged(rows), "rows": rows}, indent=2))
     else:
         show(rows, about)
     return int(bool(missed(rows)))
@@ -262,4 +271,8 @@ def show(rows: Sequence[dict[str, Any]], about: dict[str, Any]) -> None:
     console.print(table)
     if on_gpu and about["card"] not in PEAKS:
         console.print(f"MFU: the bf16 peak of {about['card']} is not known", highlight=False)
-    console.print(f"missed: {'; '.join(missed(rows)) or 'nothing'}", soft_wrap=True, highlight=False)
+    left_out = not_judged(rows)
+    if left_out:
+        console.print(f"not judged: {'; '.join(left_out)}", soft_wrap=True, highlight=False)
+    if len(left_out) < len(rows):
+        console.print(f"missed: {'; '.join(missed(rows)) or 'nothing'}", soft_wrap=True, highlight=False)

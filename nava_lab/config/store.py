@@ -50,8 +50,9 @@ def opened(*nodes: DictConfig) -> None:
     for node in nodes:
         for key in node:
             child = node._get_node(key)
-            plain = isinstance(child, DictConfig) and not dataclasses.is_dataclass(child._metadata.object_type)
-            if plain and child._metadata.element_type in (float, Any):
+            if not isinstance(child, DictConfig) or dataclasses.is_dataclass(child._metadata.object_type):
+                continue
+            if child._metadata.element_type in (float, Any):
                 OmegaConf.set_struct(child, False)
 
 
@@ -180,9 +181,9 @@ def known_keys() -> list[str]:
 
 def _settings(cls: type) -> list[str]:
     """An entry's settings, and those of settings that are several: ``bridge``, ``bridge.kind``."""
-    found = []
+    found: list[str] = []
     for part in dataclasses.fields(cls):  # type: ignore[arg-type]
-        several = part.default_factory
+        several: Any = part.default_factory
         inner = dataclasses.fields(several) if isinstance(several, type) and dataclasses.is_dataclass(several) else ()
         found += [part.name, *(f"{part.name}.{each.name}" for each in inner)]
     return found

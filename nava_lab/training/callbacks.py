@@ -25,6 +25,7 @@ from nava_lab.training.mishaps import broken
 from nava_lab.training.module import GenerativeModule
 from nava_lab.training.saved import SUFFIX, clear, numbered, remove, settle
 from nava_lab.training.settings import Training
+from nava_lab.training.together import Wishes
 
 KEPT = 2  # checkpoints
 LOSS = "validation/loss"
@@ -175,17 +176,24 @@ class Ends(pl.Callback):
     """Ends a training of which nothing is saved after the step at which it is asked to (SIGTERM)."""
 
     def __init__(self, asked: Asked):
-        self.asked = asked
+        self.asked, self.wishes = asked, Wishes(lambda: [asked.yes])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.asked.listen()
+        self.wishes.begin(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        (asked,) = agreed(trainer, [self.asked.yes])
-        if asked and trainer.global_step < trainer.max_steps:  # of the last step the weights are saved
+        (asked,) = self.wishes.known()
+        if trainer.global_step >= trainer.max_steps:  # of the last step the weights are saved
+            return
+        if asked:
             end_together()
+        self.wishes.ask()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.wishes.end()
 
 
 class Checkpoints(Checkpoint):
@@ -194,7 +202,7 @@ class Checkpoints(Checkpoint):
     They are written after the steps ``moments``, when the last is too long ago, and when the run is asked to end (SIGTERM), which
     it then does (in the last step: once its weights are saved). Where such a step is also validated, it is saved after its
     validation: a run that was killed between the two would resume past it, and its line would be missing from the log. What need
-    not be this very step waits for the next.
+    not be this very step waits for the next, as it does until all of several processes know of it (``Wishes``).
     """
 
     def __init__(self, folder: Path, training: Training, asked: Asked):
@@ -202,6 +210,7 @@ class Checkpoints(Checkpoint):
         self.validated_every = training.every(training.validations)
         self.seconds = 60 * training.checkpoint_minutes or math.inf
         self.saved = time.monotonic()
+        self.wishes = Wishes(lambda: [time.monotonic() - self.saved >= self.seconds, self.asked.yes])
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if trainer.is_global_zero:
@@ -210,6 +219,10 @@ class Checkpoints(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.saved = time.monotonic()
         self.asked.listen()
+        self.wishes.begin(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.wishes.end()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -226,13 +239,14 @@ class Checkpoints(Checkpoint):
         return bool(every) and trainer.global_step % every == 0
 
     def _save_if_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        overdue, asked = agreed(trainer, [time.monotonic() - self.saved >= self.seconds, self.asked.yes])
+        overdue, asked = self.wishes.known()
         if trainer.global_step >= trainer.max_steps:  # what ends is not continued
             return
         if trainer.global_step in self.moments or ((overdue or asked) and self._at_any(trainer)):
             self._save(trainer, pl_module)
             if asked:
                 end_together()
+        self.wishes.ask()
 
     def _at_any(self, trainer: pl.Trainer) -> bool:
         """Whether a step may be saved that is none of the moments."""
@@ -263,7 +277,7 @@ class Checkpoints(Checkpoint):
 
 
 def agreed(trainer: pl.Trainer, mine: Sequence[bool]) -> list[bool]:
-    """What some process wants: all of them do the same after the same step."""
+    """What some process wants, known to all at once, for which they wait."""
     if trainer.world_size == 1:
         return list(mine)
     wanted = torch.tensor(mine, dtype=torch.float32, device=trainer.strategy.root_device)

@@ -13,7 +13,7 @@ LOG_EVERY = 10
 
 
 def logged(step: int) -> bool:
-    """Whether the log has a line of a step (the first is 1): only for one does a training wait for its device."""
+    """Whether the log has a line of a step (the first is 1): between these a training does not wait for its device."""
     return step == 1 or step % LOG_EVERY == 0
 
 

@@ -18,6 +18,7 @@ from nava_lab.training.log import logged
 from nava_lab.training.mishaps import not_finite, note_step
 from nava_lab.training.settings import Training
 from nava_lab.training.sharding import shard
+from nava_lab.training.together import mean_of_all
 
 
 def without_decay(name: str, parameter: Tensor) -> bool:
@@ -50,7 +51,8 @@ class GenerativeModule(pl.LightningModule):
     count, and a resumed run draws what an unbroken one would.
 
     A step is queued on the device and not waited for: its loss stays there until ``read_losses``, at logged steps, before a
-    validation or a checkpoint, and at the end.
+    validation or a checkpoint, and at the end. Nor do several processes wait in other steps, but for DDP's own wait where a
+    weight gets no gradient.
 
     Args:
         network: called as (streams, levels, text, cut); its ``specs`` say which modalities, its ``blocks`` are its layers.
@@ -109,7 +111,7 @@ class GenerativeModule(pl.LightningModule):
             tokens = next(iter(batch.streams.values())).tokens
             all_of_them = tokens.new_full((), len(batch), dtype=torch.float32)
             held = torch.stack([counts.get(name, all_of_them).float() for name in batch.streams])
-            counts = dict(zip(batch.streams, self.trainer.strategy.reduce(held, reduce_op="mean"), strict=True))
+            counts = dict(zip(batch.streams, mean_of_all(held) if self.trainer.world_size > 1 else held, strict=True))
         return batch, draws, counts
 
     def training_step(self, batch: Batch, step: int) -> Tensor:
@@ -187,8 +189,8 @@ class GenerativeModule(pl.LightningModule):
         """The processes' average of each value, in one exchange."""
         if self.trainer.world_size == 1:
             return values
-        reduced = self.trainer.strategy.reduce(torch.stack([value.float() for value in values.values()]), reduce_op="mean")
-        return dict(zip(values, reduced.unbind(), strict=True))
+        means = mean_of_all(torch.stack([value.float() for value in values.values()]))
+        return dict(zip(values, means.unbind(), strict=True))
 
     def validation_step(self, batch: Batch, step: int) -> None:
         batch, draws, counts = self.drawn(batch, "validation", self.validation_drawing)

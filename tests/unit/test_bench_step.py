@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from nava_lab.bench import BENCHES, cards, products, scaling, step, subject
 from nava_lab.bench.products import Product, Spec, alone, flops, recorded
 from nava_lab.bench.scaling import slope
-from nava_lab.bench.step import main, missed
+from nava_lab.bench.step import main, missed, not_judged
 from nava_lab.bench.subject import Subject
 from nava_lab.config import ConfigError, load
 
@@ -71,6 +71,7 @@ def test_a_row_adds_up(capsys):
         assert row["mfu"] is row["kernels_ms"] is row["to_kernels"] is None
     assert [row["target"] for row in made["rows"]] == [1.6, 1.9]
     assert made["missed"] == missed(made["rows"])
+    assert made["not_judged"] == []
     assert code == int(bool(made["missed"]))
 
 
@@ -198,26 +199,32 @@ def test_kernels_are_those_of_one_step(monkeypatch):
     assert waits == [2]
 
 
-def on_card(parameters, to_kernels, mfu):
+def on_card(parameters, to_kernels, mfu, precision="bf16-mixed", compiled=True):
     row = {"variant": "a", "to_floor": 9.0, "target": None, "peers": {"Wan": {"ratio": 9.0}}}
-    return {**row, "parameters": parameters, "to_kernels": to_kernels, "mfu": mfu}
+    return {**row, "parameters": parameters, "to_kernels": to_kernels, "mfu": mfu, "precision": precision, "compiled": compiled}
 
 
 def test_a_gpu_has_targets_of_its_own():
     assert missed([on_card(10**6, 2.1, 0.01)]) == ["a 2.10 x its kernels (at most 2.0)"]
     assert missed([on_card(10**9, 2.1, 0.49)]) == ["a 0.49 of the card's peak (at least 0.5)"]
-    assert (
-        missed(
-            [
-                on_card(10**6, 1.9, 0.01),
-                on_card(10**8, 9.0, 0.01),
-                on_card(10**9, 1.0, 0.5),
-                on_card(10**9, 1.0, None),
-                on_card(10**6, None, 0.01),
-            ]
-        )
-        == []
-    )
+    fine = [on_card(10**6, 1.9, 0.01), on_card(10**9, 1.0, 0.5), on_card(10**6, 1.9, None), on_card(10**9, None, 0.5)]
+    assert missed(fine) == not_judged(fine) == []
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        (on_card(10**6, None, 0.01), "its kernels' time is not known"),
+        (on_card(10**9, 1.0, None), "its card's peak is not known"),
+        (on_card(10**8, 9.0, 0.01), "of 100 M weights; targets are for up to 10 M and from 500 M on"),
+        (on_card(10**6, 9.0, 0.01, "32-true"), "in 32-true, compiled; targets are for bf16, compiled"),
+        (on_card(10**9, 9.0, 0.01, compiled=False), "in bf16-mixed, eager; targets are for bf16, compiled"),
+    ],
+)
+def test_what_a_gpu_is_not_judged_by_is_no_success(row, why):
+    assert missed([row]) == []
+    assert not_judged([row]) == [f"a ({why})"]
+    assert not_judged([{**row, "target": 1.6}]) == []  # a CPU is always judged
 
 
 def test_a_step_on_a_gpu_is_timed_whole_and_its_parts_apart(monkeypatch, capsys):
@@ -246,6 +253,12 @@ def test_a_step_on_a_gpu_is_timed_whole_and_its_parts_apart(monkeypatch, capsys)
     assert "a training step on NVIDIA H1000" in told
     assert "x kernels" in told
     assert "the bf16 peak of NVIDIA H1000 is not known" in told
+    assert "not judged: unified (in 32-true, eager; targets are for bf16, compiled)" in told
+    assert "missed" not in told
+    step.show([row, {**row, "precision": "bf16-mixed", "compiled": True}], {"card": "NVIDIA H1000", "threads": 1})
+    both = capsys.readouterr().out
+    assert "not judged: unified (in 32-true" in both
+    assert "missed: unified" in both
 
 
 def test_what_is_not_known_is_refused():

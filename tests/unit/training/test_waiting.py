@@ -1,4 +1,5 @@
-"""Between logged steps a training asks its device for nothing, and what it then learns is told as if it had known at once.
+"""Between logged steps a training, of one process or several, asks its device for nothing, and what it then learns is told as if
+it had known at once.
 
 The meta device stands for one that must not be waited for: it computes shapes alone, and whoever reads a value there fails.
 """
@@ -16,32 +17,42 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nava_lab.config import load
 from nava_lab.registry import worlds
 from nava_lab.study.build import network, parts
-from nava_lab.study.fit import train
+from nava_lab.study.fit import devices_of, train
 from nava_lab.study.run import prepared
 from nava_lab.study.seeds import stacked_module
 from nava_lab.training.data import WorldData
 from nava_lab.training.log import LOG_EVERY, logged, read_log
+from nava_lab.training.machine import meet
 from nava_lab.training.mishaps import step_of
 from nava_lab.training.module import GenerativeModule
 from nava_lab.training.saved import numbered
+from tests.ranks import needs_fork, together
 
 SMALL = [
     *("variant.depth=1", "budget.parameters=null", "budget.width=16", "budget.hidden=16", "training.batch_size=4"),
     *("output.progress=false", "logger=none", "trainer=cpu", "evaluation.previews=0"),
 ]
+QUIET = ["training.validations=0", "training.checkpoints=0"]
 GIVEN = ["flow.modality_dropout=0.5", "flow.modality_given=0.3", "flow.first_step.video=0.3", "flow.continuation=0.3"]
 
 
 class Waits(TorchDispatchMode):
-    """Notes what makes the host wait for the device: reads of a value, and copies onto it that are not to be waited for."""
+    """Notes what makes the host wait for the device: reads of a value, barriers, and copies onto it that wait.
 
-    def __init__(self):
+    Args:
+        but_for: values of this type, which lie on the CPU whatever the device is.
+    """
+
+    def __init__(self, but_for=None):
         super().__init__()
-        self.found = []
+        self.found, self.but_for = [], but_for
 
     def __torch_dispatch__(self, function, types, arguments=(), named=None):
         name, named = function.overloadpacket.__name__, named or {}
-        if name in ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal"):
+        if name == "barrier":
+            self.found.append(name)
+        reads = name in ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal")
+        if reads and arguments[0].dtype is not self.but_for:
             self.found.append(name)
         onto = torch.device(named.get("device") or "cpu")
         if name == "_to_copy" and onto.type == "meta" and arguments[0].device.type == "cpu" and not named.get("non_blocking"):
@@ -97,22 +108,33 @@ def test_no_step_of_stacked_seeds_waits_for_the_device(together):
 
 
 class Reads(pl.Callback):
-    """How many values each step read, from its clips to the end of its callbacks."""
+    """How many values each step read, from its start to the next one's: with all callbacks, loggers and the next clips.
+
+    What the bar showed at its end, of a training that has one.
+    """
 
     def __init__(self, waits):
         self.waits, self.of_step, self.shown = waits, {}, {}
 
     def on_train_batch_start(self, trainer, module, batch, index):
+        self._count(trainer.global_step)
+
+    def on_train_end(self, trainer, module):
+        self._count(trainer.global_step)
+
+    def _count(self, ended):
+        if ended:
+            self.of_step[ended] = len(self.waits.found) - self.before
         self.before = len(self.waits.found)
 
     def on_train_batch_end(self, trainer, module, outputs, batch, index):
-        self.of_step[trainer.global_step] = len(self.waits.found) - self.before
-        self.shown[trainer.global_step] = trainer.progress_bar_callback.get_metrics(trainer, module)["loss"]
+        if trainer.progress_bar_callback is not None:
+            self.shown[trainer.global_step] = trainer.progress_bar_callback.get_metrics(trainer, module)["loss"]
 
 
 def test_a_training_reads_at_logged_steps_alone(tmp_path):
-    """With everything that watches it: average, log, bar, loggers, checkpoints."""
-    more = ["training.steps=22", "training.validations=0", "training.checkpoints=0", "output.progress=true", "logger=csv"]
+    """With everything that watches it: average, log, bar, loggers, checkpoints that none of its moments is for."""
+    more = ["training.steps=22", *QUIET, "output.progress=true", "logger=csv"]
     config = load([*SMALL, *more, "variant=unified", "world=gaussian", *GIVEN])
     with Waits() as waits:
         reads = Reads(waits)
@@ -122,6 +144,29 @@ def test_a_training_reads_at_logged_steps_alone(tmp_path):
     lines = {line["step"]: line["train/loss"] for line in read_log(tmp_path / "metrics.jsonl")}
     assert lines.keys() == {1, 10, 20}
     assert reads.shown == {step: lines[max(line for line in lines if line <= step)] for step in range(1, 23)}
+
+
+@needs_fork
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("saved", [True, False])
+def test_two_processes_read_at_logged_steps_alone(strategy, saved, tmp_path):
+    """What they wish after a step they tell each other meanwhile, and no barrier holds them."""
+    more = ["training.steps=12", *QUIET, "trainer.accelerator=cpu", "trainer.devices=2", f"trainer.strategy={strategy}"]
+    more += [] if saved else ["training.checkpoint_minutes=0"]
+
+    def work(rank):
+        config = load([*SMALL, "variant=unified", "world=gaussian", *more])
+        meet(devices_of(config))
+        with Waits(but_for=torch.int32) as waits:  # DDP's list of the weights that got a gradient
+            reads = Reads(waits)
+            train(config, prepared(config), tmp_path, lambda message: None, [reads])
+        (tmp_path / f"{rank}.json").write_text(json.dumps(reads.of_step))
+
+    assert together(work) == [0, 0]
+    for rank in (0, 1):
+        of_step = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert len(of_step) == 12
+        assert {step for step, count in of_step.items() if count} == {"1", "10"}, of_step
 
 
 def test_what_is_logged_and_when():

@@ -9,10 +9,11 @@ Held fixed: the run. Varied: when it is killed (SIGKILL, no warning), drawn from
 within a few milliseconds of a checkpoint's write being seen. A run is killed --each times, each time continued by the same
 command, then left to finish and compared with one that nobody touched: averaged weights, log, record, scores of every clip, and
 in the last checkpoints weights, optimiser, average and position in the data (randomness is drawn per clip, so there is no
-generator to keep). Every second run is saved by the clock alone, after a time that is drawn, the shortest of which is over with
-every step; it is compared with an unbroken run that keeps a checkpoint of every step, and so is the other unbroken run. Seeds of
-one process (seeds=3) are compared up to rounding, for one of them may have to go on alone. Left out are seconds, and the git
-revision, which a file saved nearby changes. Writes kills.json into --out; what stands there is not done again.
+generator to keep). One that ends before its first kill begins anew and is killed sooner. Every second run is saved by the clock
+alone, after a time that is drawn, the shortest of which is over with every step; it is compared with an unbroken run that keeps a
+checkpoint of every step, and so is the other unbroken run. Seeds of one process (seeds=3) are compared up to rounding, for one of
+them may have to go on alone. Left out are seconds, and the git revision, which a file saved nearby changes. kills.json goes into
+--out; what stands there is not done again.
 
 A life begins as a fork of this process, which has everything imported; with --fresh as a new process.
 """
@@ -290,11 +291,12 @@ def campaign(out: Path, settings: Sequence[str], kills: int, each: int, seed: in
         root, draw, found = out / f"run-{number}", random.Random(f"{seed} {number}"), []
         clock = saved_by(number, draw)
         begin = start([*settings, *by_clock(clock)])
-        shutil.rmtree(root, ignore_errors=True)
-        for _ in range(min(each, kills - sum(len(run["kills"]) for run in done))):
-            if (one := live(begin, root, number, draw, float(lasts))) is None:
-                break
-            found.append(one)
+        wanted, within = min(each, kills - sum(len(run["kills"]) for run in done)), float(lasts)
+        while not found:
+            shutil.rmtree(root, ignore_errors=True)
+            while len(found) < wanted and (one := live(begin, root, number, draw, within)):
+                found.append(one)
+            within /= 2
         finish(begin, root)
         wrong = differences_of_all(root, twin if clock else unbroken, several, bool(clock))
         compared = sum(len(numbered(run / "checkpoints")) for run in runs_in(root))

@@ -3,16 +3,17 @@
     . .venv/bin/activate
     python sweeps/ladder.py --workers 2                 # 21 to 63 runs: 2 to 6 hours on two cores; again: continues
     python sweeps/ladder.py --workers 2 --minutes 2     # a fifth of the training, and its table says so
+    python sweeps/ladder.py --workers 2 --order down    # from the hardest level: sooner done where most is mastered
     python sweeps/ladder.py --minutes 2 --table         # the table of what is there
     python sweeps/ladder.py --worlds pulse,bind --variants unified budget.parameters=500_000
 
 Held fixed: parameters, seed, batch size, scoring. Varied: family, world, difficulty. A family climbs a world from its easiest
-level and stops at the first that it does not master; all worlds' easiest levels come first (``--every-level`` tries those above
-too). Each run trains for as many steps as fit into its CPU minutes, counted over all cores in a short trial beforehand; scoring
-comes on top. A level is mastered where the headline's interval over clips lies above half of what true clips score, and so does
-that of what else the world's levels make harder (its ``mastery``: `entangle`'s levels add classes, so what the text says must be
-there as well as in time). What is known is kept rung by rung, so a killed ladder goes on where it was, and several processes may
-climb in one folder. Writes ladder.json and ladder.md.
+level and stops at the first that it does not master (``--order down``: from the hardest, and stops at the first that it masters;
+``all`` tries every level); all worlds' first levels come first. Each run trains for as many steps as fit into its CPU minutes,
+counted over all cores in a short trial beforehand; scoring comes on top. A level is mastered where the headline's interval over
+clips lies above half of what true clips score, and so does that of what else the world's levels make harder (its ``mastery``:
+`entangle`'s levels add classes, so what the text says must be there as well as in time). What is known is kept rung by rung, so a
+killed ladder goes on where it was, and several processes may climb in one folder. Writes ladder.json and ladder.md.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ FAMILIES = ("dual_tower", "unified", "align_then_fuse")
 TRIAL = 6  # steps of the trial, after two to warm up
 MASTERED = 0.5
 IDLE_S = 2.0
+ORDERS = ("up", "down", "all")
 
 
 def climbed() -> list[str]:
@@ -153,25 +155,28 @@ def mastered(row: Mapping[str, Any]) -> bool:
     return all(found["low"] is not None and found["low"] > MASTERED * row["truth"][name] for name, found in row["found"].items())
 
 
-def open_rungs(rungs: Sequence[Rung], every_level: bool) -> list[Rung]:
-    """Those that are not done and whose level is in reach: every easier one is mastered. Easiest levels first."""
+def open_rungs(rungs: Sequence[Rung], order: str) -> list[Rung]:
+    """Those that are not done and whose turn it is, the first levels first.
+
+    Args:
+        rungs: of all.
+        order: "up", where every easier level is mastered; "down", where every harder one is not; "all".
+    """
     rows = {(rung.world, rung.variant, rung.level): rung.known() for rung in rungs}
+    levels = DIFFICULTIES[::-1] if order == "down" else DIFFICULTIES
 
     def in_reach(rung: Rung) -> bool:
-        easier = [
-            rows[key]
-            for level in DIFFICULTIES[: DIFFICULTIES.index(rung.level)]
-            if (key := (rung.world, rung.variant, level)) in rows
-        ]
-        return every_level or all("found" in row and mastered(row) for row in easier)
+        earlier = [rows.get((rung.world, rung.variant, level)) for level in levels[: levels.index(rung.level)]]
+        met = ("found" in row and mastered(row) == (order == "up") for row in earlier if row is not None)
+        return order == "all" or all(met)
 
-    ordered = sorted(rungs, key=lambda rung: DIFFICULTIES.index(rung.level))
+    ordered = sorted(rungs, key=lambda rung: levels.index(rung.level))
     return [rung for rung in ordered if "found" not in rows[rung.world, rung.variant, rung.level] and in_reach(rung)]
 
 
-def climb_all(rungs: Sequence[Rung], every_level: bool) -> None:
+def climb_all(rungs: Sequence[Rung], order: str) -> None:
     """One process's share: any open rung that no other process is at, until there is none."""
-    while rungs_left := open_rungs(rungs, every_level):
+    while rungs_left := open_rungs(rungs, order):
         for rung in rungs_left:
             rung.path.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -241,12 +246,18 @@ def tables(rungs: Sequence[Rung]) -> str:
 
 
 def hardest(rows: Sequence[Mapping[str, Any] | None], levels: Sequence[str]) -> str:
-    """The hardest level of an unbroken climb, and whether the next one has been tried."""
-    climb = list(itertools.takewhile(lambda pair: pair[0] is not None and mastered(pair[0]), zip(rows, levels, strict=True)))
-    beyond = rows[len(climb)] if len(climb) < len(rows) else {}
-    if not climb:
-        return "not tried" if beyond is None else "none"
-    return climb[-1][1] + (" or more" if beyond is None else "")
+    """The hardest level mastered, none easier having been tried in vain, and whether that is all that there is to know."""
+    tried = [(number, mastered(row)) for number, row in enumerate(rows) if row is not None]
+    climb = list(itertools.takewhile(lambda one: one[1], tried))
+    reached = climb[-1][0] if climb else -1
+    failed = tried[len(climb)][0] if len(climb) < len(tried) else None
+    if not tried:
+        return "not tried"
+    if failed is None:
+        return levels[reached] + (" or more" if reached + 1 < len(rows) else "")
+    if failed > reached + 1:  # what lies between has not been tried
+        return f"{levels[reached]} or more, below {levels[failed]}" if climb else f"below {levels[failed]}"
+    return levels[reached] if climb else "none"
 
 
 def interval(score: Mapping[str, float | None]) -> str:
@@ -260,7 +271,7 @@ def main(words: Sequence[str] | None = None) -> None:
     reader.add_argument("--worlds", default=",".join(climbed()))
     reader.add_argument("--levels", default=",".join(DIFFICULTIES))
     reader.add_argument("--minutes", type=float, default=10.0, help="CPU minutes of training per run")
-    reader.add_argument("--every-level", action="store_true", help="also those above one that was not mastered")
+    reader.add_argument("--order", choices=ORDERS, default="up", help="of the levels: from the easiest, from the hardest, all")
     reader.add_argument("--workers", type=int, default=1, help="processes, one thread each")
     reader.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     reader.add_argument("--out", type=Path, default=Path("runs/ladder"))
@@ -278,7 +289,7 @@ def main(words: Sequence[str] | None = None) -> None:
     if arguments.workers > 1 and not arguments.table:
         together(arguments.workers, list(sys.argv[1:] if words is None else words))
     elif not arguments.table:
-        climb_all(rungs, arguments.every_level)
+        climb_all(rungs, arguments.order)
     arguments.out.mkdir(parents=True, exist_ok=True)
     rows = [row for rung in rungs if "found" in (row := rung.known())]
     record.write_json(arguments.out / "ladder.json", {"minutes": arguments.minutes, "rows": rows})

@@ -124,13 +124,15 @@ def start_of(folder: Path, tell: Tell) -> Path | None:
 
 def save_trained(trainer: pl.Trainer, module: GenerativeModule, folder: Path, clock: WallTime) -> None:
     """Save the averaged weights; FloatingPointError where they are no numbers, and what writing meets, in all processes."""
-    weights = {name: full(part) for name, part in module.network.state_dict().items()}  # of shards, all processes must ask
-    if not all(bool(part.isfinite().all()) for part in weights.values()):  # of the last step: no later loss tells of it
-        error = FloatingPointError(broken(trainer.global_step))
+    try:
+        weights = {name: full(part) for name, part in module.network.state_dict().items()}  # of shards, all processes must ask
+        if not all(bool(part.isfinite().all()) for part in weights.values()):  # of the last step: no later loss tells of it
+            raise FloatingPointError(broken(trainer.global_step))
+        about = clock.about(0, trainer.global_step)
+        by_the_first(trainer.strategy, lambda: save_weights(folder / "model.safetensors", weights, about))
+    except Exception as error:
         note_step(error, trainer.global_step)
-        raise error
-    about = clock.about(0, trainer.global_step)
-    by_the_first(trainer.strategy, lambda: save_weights(folder / "model.safetensors", weights, about))
+        raise
 
 
 def fit(trainer: pl.Trainer, module: pl.LightningModule, data: pl.LightningDataModule, start: Path | None) -> None:

@@ -16,6 +16,7 @@ from nava_lab.registry import PACKAGE
 from nava_lab.study.identity import code_fingerprint, variant_fingerprint
 from nava_lab.study.record import SCHEMA
 from nava_lab.study.run import _ours, state_of
+from tests.commands import forked
 
 ROOT = PACKAGE.parent
 SMALL = ["budget.parameters=300_000", "training.batch_size=8", "training.validation_clips=16", "evaluation.clips=16",
@@ -23,10 +24,13 @@ SMALL = ["budget.parameters=300_000", "training.batch_size=8", "training.validat
 
 
 def nava(*arguments, cwd, check=True, env=None):
-    command = [sys.executable, "-c", "from nava_lab.cli import main; main()", *map(str, arguments)]
-    done = subprocess.run(
-        command, cwd=cwd, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}, timeout=400
-    )
+    """A command as a process; a new one where it has an environment of its own, or where no process can be forked."""
+    if env is None and not torch.cuda.is_available():
+        done = forked(arguments, cwd, cwd / "said")
+    else:
+        command = [sys.executable, "-c", "from nava_lab.cli import main; main()", *map(str, arguments)]
+        own = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=own, timeout=400)
     if check:
         assert done.returncode == 0, done.stdout + done.stderr
     return done

@@ -216,8 +216,41 @@ def test_nobody_climbs_past_what_was_not_mastered(tmp_path, monkeypatch, capsys)
     climbed.clear()
     ladder.main(words)
     assert climbed == []
-    ladder.main([*words, "--every-level"])
+    ladder.main([*words, "--order", "all"])
     assert len(climbed) == 12 - 7
+
+
+def test_from_the_hardest_level_down_nobody_goes_on_below_what_was_mastered(tmp_path, monkeypatch):
+    """The same table, of other rungs; half-way it says so much as is known."""
+    lows = {**LOWS, ("bind", "hard", "dual_tower"): 0.9, ("clock", "medium", "unified"): 0.6}
+    climbed = climbing(monkeypatch, lows)
+    words = ["--worlds", "bind,clock", "--variants", "unified,dual_tower", "--order", "down", "--out", str(tmp_path)]
+    ladder.main([*words, "--levels", "hard"])
+    ladder.main([*words, "--table"])
+    table = (tmp_path / "ladder.md").read_text()
+    assert "| `bind` | binding_kappa | below hard | hard |" in table
+    climbed.clear()
+    ladder.main(words)
+    assert climbed == [
+        ("bind", "medium", "unified"), ("clock", "medium", "unified"), ("clock", "medium", "dual_tower"), ("clock", "easy", "dual_tower")
+    ]  # fmt: skip
+    table = (tmp_path / "ladder.md").read_text()
+    assert "| `bind` | binding_kappa | medium | hard |" in table
+    assert "| `clock` | binding_kappa | medium | none |" in table
+
+
+@pytest.mark.parametrize(
+    ("tried", "told"),
+    [
+        ("...", "not tried"), ("+..", "easy or more"), ("+-.", "easy"), ("-..", "none"), ("+++", "hard"), ("..+", "hard"),
+        (".+.", "medium or more"), (".+-", "medium"), ("..-", "below hard"), (".--", "below medium"), ("---", "none"),
+        ("+.-", "easy or more, below hard"), ("-.+", "none"), ("+-+", "easy"),
+    ],
+)  # fmt: skip
+def test_what_is_known_of_a_climb_is_told(tried, told):
+    low = {"+": 0.6, "-": 0.4}
+    rows = [None if mark == "." else {"found": {"x": {"low": low[mark]}}, "truth": {"x": 1.0}} for mark in tried]
+    assert ladder.hardest(rows, ladder.DIFFICULTIES) == told
 
 
 def test_a_level_of_two_scores_is_mastered_in_both(tmp_path, monkeypatch, capsys):
@@ -264,7 +297,7 @@ def test_a_rung_that_another_process_is_at_is_left_to_it(tmp_path, monkeypatch):
         held.release()
 
     monkeypatch.setattr(ladder.time, "sleep", elsewhere)
-    ladder.climb_all([rung], every_level=False)
+    ladder.climb_all([rung], order="up")
     assert climbed == [("bind", "easy", "unified")]
 
 

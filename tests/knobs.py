@@ -20,7 +20,7 @@ OTHER = {
     "channels": 4,
     "duration_s": 4.0,
     "density": 0.75,
-    "objects": 2,
+    "objects": 3,
     "rho": 0.5,
     "p_off": 0.9,
     "spans": 3,

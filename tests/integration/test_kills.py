@@ -1,7 +1,8 @@
 """A short campaign of kills; the long one is ``python sweeps/kills.py``."""
 
 import json
-import time
+import os
+import signal
 
 import pytest
 import torch
@@ -64,18 +65,22 @@ def test_seeds_in_one_process_that_are_killed_end_as_unbroken_ones(tmp_path, cap
 
 def test_an_average_that_forgets_how_far_it_is_would_be_seen(tmp_path, monkeypatch):
     """A planted mistake: it begins anew after a kill."""
-    begin, roots = (
-        kills.forked([*kills.SMALL, "training.steps=12", "evaluation.clips=4"]),
-        (tmp_path / "broken", tmp_path / "whole"),
-    )
+    begin = kills.forked([*kills.SMALL, "training.steps=12", "evaluation.clips=4"])
+    roots, right = (tmp_path / "broken", tmp_path / "whole"), Averaging.on_train_batch_end
     kills.finish(begin, roots[1])
-    monkeypatch.setattr(Averaging, "load_state_dict", lambda self, state: None)
+
+    def dies(self, trainer, *about):
+        right(self, trainer, *about)
+        if trainer.global_step == 8:
+            os.kill(os.getpid(), signal.SIGKILL)
+
     roots[0].mkdir()
-    process = begin(roots[0])
-    while not list(roots[0].glob("*/checkpoints/0*.ckpt")):
-        assert not kills.ended(process)
-        time.sleep(0.002)
-    kills.kill(process)
+    with monkeypatch.context() as life:
+        life.setattr(Averaging, "on_train_batch_end", dies)
+        _, status = os.waitpid(begin(roots[0]), 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+    assert list(roots[0].glob("*/checkpoints/0*.ckpt"))
+    monkeypatch.setattr(Averaging, "load_state_dict", lambda self, state: None)
     kills.finish(begin, roots[0])
     found = kills.differences(*map(kills.only_run, roots))
     assert any(line.startswith("model.safetensors: ") for line in found)

@@ -237,7 +237,7 @@ def test_a_step_on_a_gpu_is_timed_whole_and_its_parts_apart(monkeypatch, capsys)
 
     def slow_to_look_at(self, now=None):
         if now is None:
-            time.sleep(0.3)
+            time.sleep(0.6)
         return looked(self, now)
 
     monkeypatch.setattr(Subject, "step", slow_to_look_at)
@@ -246,7 +246,7 @@ def test_a_step_on_a_gpu_is_timed_whole_and_its_parts_apart(monkeypatch, capsys)
     assert row["target"] is None
     assert row["kernels_ms"] == pytest.approx(0.1)
     assert row["to_kernels"] == pytest.approx(row["step_ms"] / 0.1)
-    assert row["step_ms"] < 300
+    assert row["step_ms"] < 600
     assert all(row[f"{phase}_ms"] > 0 for phase in subject.PHASES)
     step.show([row], {"card": "NVIDIA H1000", "threads": 1})
     told = capsys.readouterr().out

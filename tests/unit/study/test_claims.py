@@ -69,23 +69,23 @@ def test_a_dead_workers_slot_goes_on_with_the_same_parameters(two):
 
 
 def test_a_silent_worker_loses_its_slot_and_learns_it_and_a_beating_one_keeps_it(tmp_path):
-    lease = 0.6
+    lease = 2.0  # of which a busy machine may hold a beat back for most
     first, second = board(tmp_path / "j", tmp_path, lease), board(tmp_path / "j", tmp_path, lease)
     first.add({"a": {}})
     with first.claim(["a"]) as claim:
-        limit = time.monotonic() + 3 * lease
+        limit = time.monotonic() + 1.5 * lease
         while time.monotonic() < limit:
             second.give_up_dead()
             time.sleep(0.05)
         assert second.slots()["a"].state == "running"
         assert not claim.lost
         second.study._storage.set_trial_state_values(claim._id, TrialState.FAIL)  # as one that took it for dead
-        time.sleep(lease)
+        time.sleep(lease / 2)
         assert claim.lost
     second.add({"a": {}})
     silent = second.claim(["a"])  # never beats
     first.give_up_dead()
-    time.sleep(1.5 * lease)
+    time.sleep(1.1 * lease)
     first.give_up_dead()
     assert first.slots()["a"].state == "open"
     assert not silent.finish([1.0])
@@ -178,7 +178,7 @@ def test_the_turn_is_held_by_one_and_given_back_by_the_dead(tmp_path):
     """Two workers at two boards of a study, who share no lock of files."""
     for name in "ab":
         (tmp_path / name).mkdir()
-    first, second = (board(tmp_path / "j", tmp_path / name, lease=0.6) for name in "ab")
+    first, second = (board(tmp_path / "j", tmp_path / name, lease=2.0) for name in "ab")
     held, waited = [], []
 
     def wait():
@@ -188,7 +188,7 @@ def test_the_turn_is_held_by_one_and_given_back_by_the_dead(tmp_path):
     with turn(first):
         other = threading.Thread(target=wait)
         other.start()
-        time.sleep(0.9)  # longer than a lease: its holder beats
+        time.sleep(2.5)  # longer than a lease: its holder beats
         held.append(True)
     other.join(20)
     assert waited == [1]

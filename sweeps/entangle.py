@@ -55,7 +55,10 @@ def main(words: Sequence[str] | None = None, scored: Callable[[Path, float, Sequ
     reader.add_argument("words", nargs="+", help="runs' folders, and settings such as evaluation.clips=128")
     given = reader.parse_args(words).words
     quieten()
-    for folder in (Path(word) for word in given if "=" not in word):
+    folders = [Path(word) for word in given if "=" not in word]
+    if not folders:
+        raise ValueError("no run is named: give a run's folder, or several")
+    for folder in folders:
         made = {scale: scored(folder, scale, [word for word in given if "=" in word]) for scale in SCALES}
         found = {scale: scores for scale, (scores, _) in made.items()}
         slope = guidance_slope({scale: timing(clips) for scale, (_, clips) in made.items()}).to_json()

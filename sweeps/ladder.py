@@ -7,7 +7,8 @@
     python sweeps/ladder.py --minutes 2 --table         # the table of what is there
     python sweeps/ladder.py --worlds pulse,bind --variants unified budget.parameters=500_000
 
-Held fixed: parameters, seed, batch size, scoring. Varied: family, world, difficulty. A family climbs a world from its easiest
+Held fixed: parameters, seed, batch size, scoring; on `speakers` every turn sees its own timbre alone, without which
+cross-attention cannot tell whose voice is whose. Varied: family, world, difficulty. A family climbs a world from its easiest
 level and stops at the first that it does not master (``--order down``: from the hardest, and stops at the first that it masters;
 ``all`` tries every level); all worlds' first levels come first. Each run trains for as many steps as fit into its CPU minutes,
 counted over all cores in a short trial beforehand; scoring comes on top. A level is mastered where the headline's interval over
@@ -37,7 +38,7 @@ from filelock import FileLock, Timeout
 
 from nava_lab.cli import in_one_line
 from nava_lab.config import load
-from nava_lab.registry import worlds
+from nava_lab.registry import nearest, worlds
 from nava_lab.rng import generators
 from nava_lab.study import record
 from nava_lab.study.build import network, parts
@@ -53,6 +54,7 @@ TRIAL = 6  # steps of the trial, after two to warm up
 MASTERED = 0.5
 IDLE_S = 2.0
 ORDERS = ("up", "down", "all")
+NEEDED = {"speakers": ("conditioning.timbre_in_span=true",)}  # without it cross-attention cannot tell whose voice is whose
 
 
 def climbed() -> list[str]:
@@ -82,7 +84,13 @@ class Rung:
 
     @property
     def settings(self) -> list[str]:
-        return [f"variant={self.variant}", f"world={self.world}", f"difficulty={self.level}", *self.more]
+        return [
+            f"variant={self.variant}",
+            f"world={self.world}",
+            f"difficulty={self.level}",
+            *NEEDED.get(self.world, ()),
+            *self.more,
+        ]
 
     @property
     def path(self) -> Path:
@@ -281,6 +289,11 @@ def main(words: Sequence[str] | None = None) -> None:
     quieten()
     if arguments.parent:
         end_with(arguments.parent)
+    for world in arguments.worlds.split(","):
+        if world not in climbed():
+            raise ValueError(
+                f"--worlds {world}: {nearest(world, climbed())}; a ladder is climbed where there is something to find"
+            )
     chosen = itertools.product(*(getattr(arguments, name).split(",") for name in ("worlds", "levels", "variants")))
     rungs = [Rung(*names, arguments.minutes, tuple(arguments.settings), arguments.out) for names in chosen]
     for rung in rungs:

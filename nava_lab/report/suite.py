@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
 
 from nava_lab.config import load
 from nava_lab.evaluation.floor import floors, turn_floors
@@ -27,10 +30,11 @@ def main(arguments: Sequence[str]) -> int:
         return _print_floor([part for part in arguments if part != "--floor"])
     names, difficulties, clips = _read(arguments)
     began, rows = time.monotonic(), []
-    for name in names:
-        for difficulty in difficulties:
-            config = load([f"world={name}", f"difficulty={difficulty}"])
-            rows += [(difficulty, row) for row in exact_scores(config.world, clips)]
+    with one_thread():
+        for name in names:
+            for difficulty in difficulties:
+                config = load([f"world={name}", f"difficulty={difficulty}"])
+                rows += [(difficulty, row) for row in exact_scores(config.world, clips)]
     seconds = time.monotonic() - began
     if "--json" in arguments:
         print(json.dumps({"clips": clips, "seconds": round(seconds, 1), "rows": [_plain(*pair) for pair in rows]}, indent=2))
@@ -39,6 +43,17 @@ def main(arguments: Sequence[str]) -> int:
         wrong = [f"{row.world} {row.score}{'' if row.defined else ' (not defined)'}" for _, row in rows if not row.holds]
         print(f"{clips} test clips, {seconds:.0f} s; not as it should be: {', '.join(wrong) or 'none'}")
     return int(not all(row.holds for _, row in rows))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Tensors as small as a world's gain nothing by several threads, and where other work goes on these wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _print_floor(arguments: Sequence[str]) -> int:

@@ -21,7 +21,7 @@ from nava_lab.conditioning.text import closed_up
 from nava_lab.registry import worlds
 from nava_lab.rng import uniform
 from nava_lab.worlds.base import levels
-from nava_lab.worlds.staged import Script, Staged, of_kind, only
+from nava_lab.worlds.staged import GAP, MARGIN, Script, Staged, of_kind, only
 
 
 @worlds.register("offscreen")
@@ -53,6 +53,11 @@ class OffscreenWorld(Staged):
             raise ValueError(f"world.distractors={self.distractors} must not be negative")
         if self.classes < 2:
             raise ValueError(f"world.classes={self.classes}: a distractor needs a second class")
+        room = max(0, int((self.duration_s - sum(MARGIN)) / GAP + 1e-9))  # beside one that sounds
+        if self.distractors > room:
+            raise ValueError(
+                f"world.distractors={self.distractors} leave no room for a sound in {self.duration_s:g} s; at most {room}"
+            )
         super().__post_init__()
 
     @property

@@ -82,7 +82,10 @@ def counts_of(density: float, duration_s: float, span_s: float, gap: float, besi
     whole = round(both)
     sums = (whole,) if abs(both - whole) < 1e-9 * both else (math.floor(both), math.floor(both) + 1)
     if sums[-1] > 2 * fit:
-        raise ValueError(f"world.density={density} does not fit events {gap} s apart; at most {max(fit, 0) / duration_s:g}")
+        others = f" beside {beside} others" if beside else ""
+        raise ValueError(
+            f"world.density={density} does not fit events {gap} s apart{others}; at most {max(fit, 0) / duration_s:g}"
+        )
     if sums[0] < 2:
         raise ValueError(
             f"world.density={density} is less than one event in {duration_s:g} s, and every clip has one: "

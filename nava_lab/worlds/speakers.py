@@ -43,8 +43,8 @@ class SpeakersWorld(Staged):
     """Turns of speech with a reference timbre each.
 
     Attributes:
-        spans: turns of speech in a clip, 2 to 4.
-        voices: speakers of a clip, each with a face and a voice, 1 to 4 and at most ``spans``; all of them speak.
+        spans: turns of speech in a clip, as many as fit into it; 2 and 4 in the levels.
+        voices: speakers of a clip, each with a face and a voice, at least 1 and at most ``spans``; all of them speak.
         missing: chance that a span's reference is not given.
     """
 

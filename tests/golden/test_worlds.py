@@ -62,6 +62,8 @@ def test_a_version_is_always_the_same_clips(name):
     kept, found = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}, digests(name)
     if os.environ.get("NAVA_GOLDEN") == "write":
         others = {key: value for key, value in kept.items() if key.split("-")[0] != name}
+        changed = [key for key, now in found.items() if key in kept and not near(now, kept[key])]
+        assert not changed, f"{name}'s clips have changed ({', '.join(changed)}): give it another version, then write"
         lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in sorted({**others, **found}.items()))
         GOLDEN.write_text("{\n" + ",\n".join(lines) + "\n}\n")
         return
@@ -69,6 +71,19 @@ def test_a_version_is_always_the_same_clips(name):
     assert not new, f"{new[0]} is new: NAVA_GOLDEN=write ./nava test -n 0 tests/golden"
     changed = [key for key, now in found.items() if not near(now, kept[key])]
     assert not changed, f"{name}'s clips have changed ({', '.join(changed)}): give it another version"
+
+
+def test_a_changed_world_cannot_be_written_under_its_old_version(monkeypatch, tmp_path):
+    kept = json.loads(GOLDEN.read_text())
+    key = next(key for key in kept if key.startswith("pulse-"))
+    file = tmp_path / "worlds.json"
+    file.write_text(json.dumps({**kept, key: [[1 + value for value in row] for row in kept[key]]}))
+    monkeypatch.setattr(f"{__name__}.GOLDEN", file)
+    monkeypatch.setenv("NAVA_GOLDEN", "write")
+    before = file.read_text()
+    with pytest.raises(AssertionError, match="give it another version, then write"):
+        test_a_version_is_always_the_same_clips("pulse")
+    assert file.read_text() == before
 
 
 def test_every_world_of_the_house_is_kept():

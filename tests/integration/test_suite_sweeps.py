@@ -282,6 +282,12 @@ def test_the_table_says_what_has_not_been_tried(tmp_path, monkeypatch, capsys):
     assert set(ladder.climbed()) <= set(worlds.names())
     with pytest.raises(ValueError, match="hrad"):
         ladder.main([*words, "--levels", "easy,hrad"])
+    with pytest.raises(ValueError, match="--worlds null: known: bind"):  # where what is found would be a leak, not a mastery
+        ladder.main(["--worlds", "null", "--out", str(tmp_path)])
+    spoken = [ladder.Rung("speakers", "easy", family, 1.0, (), tmp_path).settings for family in ladder.FAMILIES]
+    assert all("conditioning.timbre_in_span=true" in settings for settings in spoken)
+    with pytest.raises(ValueError, match="no run is named"):
+        entangle.main(["evaluation.clips=8"])
 
 
 def test_a_rung_that_another_process_is_at_is_left_to_it(tmp_path, monkeypatch):

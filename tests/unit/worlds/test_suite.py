@@ -1,5 +1,7 @@
 """What each world of the suite promises about its clips."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -67,6 +69,19 @@ def test_offscreen_counts_are_as_told_and_distractors_are_silent(p_off):
         said = {word: int(words[place - 1]) for place, word in enumerate(words) if word in ("seen", "unseen", "silent")}
         true = {"seen": int(mine[row].sum()), "unseen": int(off[row].sum()), "silent": int(other[row].sum())}
         assert said == {word: count for word, count in true.items() if count}
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"distractors": 7}, "world.distractors=7 leave no room for a sound in 2 s; at most 6"),
+        ({"distractors": 6}, "world.density=1.0 does not fit events 0.25 s apart beside 6 others; at most 0.5"),
+    ],
+)
+def test_more_flashes_than_fit_are_refused_by_the_knob_that_asks_for_them(fields, told):
+    with pytest.raises(ValueError, match=re.escape(told)):
+        worlds.get("offscreen")(**fields)
+    assert worlds.get("offscreen")(distractors=6, density=0.5).most == 7
 
 
 def test_silent_and_sounding_flashes_are_alike_in_time():

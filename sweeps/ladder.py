@@ -54,7 +54,6 @@ TRIAL = 6  # steps of the trial, after two to warm up
 MASTERED = 0.5
 IDLE_S = 2.0
 ORDERS = ("up", "down", "all")
-NEEDED = {"speakers": ("conditioning.timbre_in_span=true",)}  # without it cross-attention cannot tell whose voice is whose
 
 
 def climbed() -> list[str]:
@@ -88,7 +87,7 @@ class Rung:
             f"variant={self.variant}",
             f"world={self.world}",
             f"difficulty={self.level}",
-            *NEEDED.get(self.world, ()),
+            *worlds.get(self.world).climbs_with,
             *self.more,
         ]
 

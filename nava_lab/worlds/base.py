@@ -100,6 +100,8 @@ class World:
         SHORTCUTS: further config keys by which a field may be set, such as ``{"clips.path": "path"}``.
         mastery: scores that must be as good as the headline for a level to count as mastered, where the headline does not see all
             that the levels make harder.
+        climbs_with: settings without which a family cannot master any level, however long it trains; the ladder sets them for
+            all.
         LEVELS: what ``difficulty=easy|medium|hard`` sets its fields to; every level names the same fields.
         given: modalities that the suite also tries given clean.
         paired: whether picture and sound of a true clip belong together beyond what the text says.
@@ -110,6 +112,7 @@ class World:
     metrics: ClassVar[tuple[str, ...]] = ()
     headline: ClassVar[str] = ""
     mastery: ClassVar[tuple[str, ...]] = ()
+    climbs_with: ClassVar[tuple[str, ...]] = ()
     SHORTCUTS: ClassVar[Mapping[str, str]] = {}
     LEVELS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     given: ClassVar[tuple[str, ...]] = ()

@@ -55,6 +55,7 @@ class SpeakersWorld(Staged):
     version = "speakers-1"
     metrics = ("timbre", "loss")
     headline = "timbre_kappa"
+    climbs_with = ("conditioning.timbre_in_span=true",)  # else cross-attention cannot tell whose voice is whose
     counts_kinds = "voices"
     LEVELS = levels(voices=(2, 2, 4), spans=(2, 4, 4))
 

@@ -80,7 +80,7 @@ def test_a_silent_worker_loses_its_slot_and_learns_it_and_a_beating_one_keeps_it
         assert second.slots()["a"].state == "running"
         assert not claim.lost
         second.study._storage.set_trial_state_values(claim._id, TrialState.FAIL)  # as one that took it for dead
-        time.sleep(lease / 2)
+        time.sleep(lease)
         assert claim.lost
     second.add({"a": {}})
     silent = second.claim(["a"])  # never beats
